@@ -108,15 +108,16 @@ def versions()->dict[str,str]:
 
 # %% ../nbs/01_artifacts.ipynb #d2a5cfef
 def input_hashes(run:Run,
-                 needs:Iterable[str] # files below the run; a trailing `?` marks one that may be missing
+                 needs:Iterable[str] # files below the run, or a stage's folder for all it wrote; a trailing `?` marks one that may be missing
                 )->dict[str,str]:    # file -> sha256, without the missing ones
     "Hashes of the files that a stage reads; those of other stages come from their manifests."
     hashes = {}
     for need in needs:
         name = need.rstrip('?')
         folder, _, rest = name.partition('/')
-        known = (read_json(run/folder/'manifest.json') or {}).get('outputs', {}).get(rest)
-        if known: hashes[name] = known['sha256']
+        outputs = (read_json(run/folder/'manifest.json') or {}).get('outputs', {})
+        if rest in outputs: hashes[name] = outputs[rest]['sha256']
+        elif outputs and not rest: hashes[name] = hash_json({k: v['sha256'] for k,v in outputs.items()})
         elif folder == 'human' and (run/name).exists(): hashes[name] = hash_file(run/name)
         elif not need.endswith('?'): raise UserError(f'{run/name} is not there', f'run the stage {folder} first')
     return hashes

@@ -62,11 +62,15 @@ def rng_for(*names # as in `seed_for`
     return np.random.default_rng(seed_for(*names))
 
 # %% ../nbs/00_core.ipynb #afd19d63
-def write_status(**state # what to tell; `what`, `done`, `total` and `elapsed` for a bar
+_stage = {} # the stage under way, which every message carries
+
+def write_status(**state # what to tell; `what`, `done`, `total` and `elapsed` for a bar; `stage` when one begins
                 )->None:
     "Tell a watching command line where the work stands; does nothing when nobody watches."
     path = os.environ.get('SUBTASK_KIT_STATUS')
     if not path: return
+    if 'stage' in state: _stage.update(stage=state['stage'])
+    state = _stage | state
     tmp = f'{path}.{os.getpid()}.tmp'
     Path(tmp).write_text(json.dumps(state))
     os.replace(tmp, path)

@@ -1,0 +1,159 @@
+"A finished run with random tables, made in a second: what the stages write, without their work."
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageDraw
+
+from subtask_kit.artifacts import open_run, write_json, write_table
+
+KINDS = ('pistol', 'bottle', 'dice', 'cigarette', 'pills')
+METHODS = ('vit', 'deit_1', 'at_sd', 'ft_sd', 'ft_sd_cc', 'ft_sd_ul')
+HOSTILE = '<script>alert(1)</script>"\'><img src=x onerror=alert(2)>'
+SPLITS = dict(train=(120, 160), teacher_val=(20, 60), student_val=(60, 160), teacher_test=(20, 60), test=(80, 200))
+
+
+def draw(rng, kind, px):
+    "A coloured shape on a coloured ground; each kind has its own."
+    hue, image = KINDS.index(kind)*50 if kind in KINDS else 200, Image.new('RGB', (px, px), tuple(rng.integers(140, 250, 3).tolist()))
+    box = [px//5, px//5, px - px//5, px - px//5]
+    shape = ImageDraw.Draw(image)
+    colour = (hue, 40+rng.integers(0, 60), 255-hue)
+    (shape.ellipse if hue % 100 else shape.rectangle)(box, fill=tuple(int(c) for c in colour))
+    return np.asarray(image)
+
+
+def make_ads(rng, truth):
+    "ads.parquet for all splits, embargoed ads and a pool; `image_row` is the row."
+    parts = [dict(label=label, split=split) for split, counts in SPLITS.items() for label, n in enumerate(counts) for _ in range(n)]
+    parts += [dict(label=i % 2, split='') for i in range(10)] + [dict(label=pd.NA, split='', pool=True)]*40
+    ads = pd.DataFrame(parts)
+    n, defective = len(ads), (ads.label == 0).fillna(False).values
+    kinds, noise = rng.choice(KINDS, n, p=[.35, .25, .2, .12, .08]), defective & (ads.split == 'train').values & (rng.random(n) < .2)
+    ads = ads.assign(ad_id=[f'ad{i:05d}' for i in range(n)], path=[f'images/{i}.jpg' for i in range(n)], label=ads.label.astype('Int8'), headline=[f'offer {i}' for i in range(n)],
+                     submitted_at=pd.date_range('2024-01-01', periods=n, freq='h', tz='UTC'), advertiser=rng.choice(['acme', 'bolt', 'core'], n), impressions=rng.lognormal(5, 1, n),
+                     phash='', group='', pool=ads.pool.fillna(False).astype(bool), policy='', reviewer='', image_row=np.arange(n))
+    if truth: ads = ads.assign(sub_defect=np.where(defective & ~noise, kinds, ''), is_noise=pd.array(noise, 'boolean'))
+    return ads
+
+
+def make_clusters(rng, ads, k):
+    "Partition, description and map of the defective training ads."
+    train = ads[(ads.split == 'train') & (ads.label == 0)]
+    part = pd.DataFrame(dict(ad_id=train.ad_id.values, cluster=np.sort(np.arange(len(train)) % k), confidence=rng.uniform(.3, 1, len(train))))
+    xy = rng.normal(0, 1, (len(part), 2)) + 6*np.c_[np.cos(part.cluster), np.sin(part.cluster)]
+    first = part.groupby('cluster').ad_id.first()
+    size = part.groupby('cluster').size()
+    table = pd.DataFrame(dict(cluster=range(k), name=['']*k, size=size.values, confidence=part.groupby('cluster').confidence.mean().values, advertisers=3, medoid=first.values,
+                              top_advertiser_share=rng.uniform(.3, .9, k), dropped=False))
+    if 'sub_defect' in ads: table = table.assign(purity=rng.uniform(.5, 1, k), noise_share=rng.uniform(0, .5, k), top_sub_defect=[KINDS[i % 5] for i in range(k)])
+    return part, table, pd.DataFrame(dict(ad_id=part.ad_id, x=xy[:, 0], y=xy[:, 1], method='pca'))
+
+
+def make_competence(rng, clusters):
+    "One row a teacher; the last is clearly bad, the one before too close to call."
+    k = len(clusters)
+    lift = np.r_[np.linspace(.85, .35, k-2), .08, -.2]
+    low, high = lift-.12, lift+.12
+    verdict = np.where(low >= .1, 'kept', np.where(high < .1, 'dropped', 'too close to call'))
+    return pd.DataFrame(dict(cluster=clusters.cluster, size=clusters['size'], npv=.25+.75*lift, low=.25+.75*low, high=.25+.75*high, floor=.25, lift=lift, lift_low=low, lift_high=high, literal_npv=.26,
+                             literal_floor=.25, teacher_val_npv=rng.uniform(.2, .9, k), confidence=clusters.confidence, kept=verdict != 'dropped', verdict=verdict,
+                             why=[f'lift {v:.2f}; by the rule "upper"' for v in lift], by='rule'))
+
+
+def make_results(rng):
+    "results and claims; gains differ from zero only for ft_sd."
+    rows, gains = [], dict(deit_1=.01, at_sd=-.02, ft_sd=.12, ft_sd_cc=.03, ft_sd_ul=.1)
+    for m in METHODS:
+        for metric in ('npv@1%', 'npv@5%', 'npv@10%', 'auc'):
+            g = gains.get(m)
+            rows.append(dict(method=m, metric=metric, value=.5+(g or 0), low=.44+(g or 0), high=.57+(g or 0), gain=g, gain_low=None if g is None else g-.05, gain_high=None if g is None else g+.05,
+                             seeds=3, sd=.02, config_hash='abc'))
+    claims = [dict(claim=c, a=a, b=b, metric=f'npv@{l}%', gain=g, low=g-.05, high=g+.05, verdict='holds' if g > .05 else 'does not' if g < -.05 else 'cannot tell')
+              for c,a,b,g in (('filtered specialists help', 'ft_sd', 'vit', .12), ('CC beats interleaving', 'ft_sd_cc', 'ft_sd', -.09), ('unlabelled ads help', 'ft_sd_ul', 'ft_sd', -.02)) for l in (1, 5, 10)]
+    return pd.DataFrame(rows).astype({'gain': float, 'gain_low': float, 'gain_high': float}), pd.DataFrame(claims)
+
+
+def make_scores(rng, ads):
+    "p_acceptable of every method and seed on student_val, teacher_test and test."
+    judged = ads[ads.split.isin(['student_val', 'teacher_test', 'test'])]
+    def one(m, s):
+        p = np.where(judged.label.to_numpy(int) == 1, rng.beta(8, 2, len(judged)), rng.beta(2, 8, len(judged)))
+        return pd.DataFrame(dict(method=m, seed=s, ad_id=judged.ad_id.values, split=judged.split.values, p_acceptable=p))
+    return pd.concat([one(m, s) for m in METHODS for s in range(3)], ignore_index=True)
+
+
+def losses(rng, epochs=6, **more):
+    "A falling history."
+    e = np.arange(epochs)
+    return pd.DataFrame(dict(epoch=e, loss=.7*.8**e + rng.uniform(0, .02, epochs), val_loss=.7*.85**e + rng.uniform(0, .05, epochs), **more))
+
+
+def finish(run, stage, metrics=None, seconds=1.5, **spec):
+    "Write a stage's metrics and manifest, as `artifacts.stage` does."
+    out = run/stage
+    write_json(metrics or {}, out/'metrics.json')
+    files = [p for p in sorted(out.rglob('*')) if p.is_file() and p.name != 'manifest.json']
+    outputs = {str(p.relative_to(out)): dict(sha256=hashlib.sha256(p.read_bytes()).hexdigest(), bytes=p.stat().st_size) for p in files}
+    write_json(dict(key='k', spec=dict(stage=stage, schema=1, config=spec.get('config', {}), inputs=spec.get('inputs', {})), why=['first run'], metrics=metrics or {}, outputs=outputs,
+                    versions=dict(python='3.11'), started='2024-01-01T00:00:00', seconds=seconds), out/'manifest.json')
+
+
+def evaluation(run, rng, ads, truth):
+    "41_evaluate."
+    results, claims = make_results(rng)
+    write_table(make_scores(rng, ads), run/'41_evaluate/scores.parquet')
+    write_table(results, run/'41_evaluate/results.parquet')
+    write_table(claims, run/'41_evaluate/claims.parquet')
+    write_table(pd.DataFrame([dict(method=m, seed=s, level=l, threshold=.4, student_val_fpr=l, test_fpr=l*1.3, test_npv=.6, low=.5, high=.7) for m in METHODS for s in range(3) for l in (.01, .05, .1)]),
+                run/'41_evaluate/operating.parquet')
+    if truth: write_table(pd.DataFrame([dict(method=m, sub_defect=k, n=10+i, level=l, recall=1-l, low=.7, high=1.) for m in METHODS for i,k in enumerate(KINDS) for l in (.01, .05, .1)]), run/'41_evaluate/recall.parquet')
+    finish(run, '41_evaluate', dict(prevalence=.286, test_defects=80), config=dict(coverage=.9, baseline='vit'))
+
+
+def make_fake_run(path, k=6, px=32, seed=0, truth=True, until='41_evaluate', hostile=False):
+    "Fill the folder `path` with what a run holds after the stage `until`; `hostile` puts markup into everything that comes from data."
+    run, rng = open_run(Path(path), create=True), np.random.default_rng(seed)
+    ads = make_ads(rng, truth)
+    part, clusters, points = make_clusters(rng, ads, k)
+    if hostile:
+        ads['headline'] = ads['advertiser'] = ads['path'] = HOSTILE
+        clusters['name'] = HOSTILE
+        if truth: ads.loc[ads.sub_defect != '', 'sub_defect'] = clusters['top_sub_defect'] = HOSTILE
+    mark = HOSTILE if hostile else ''
+    write_json(dict(data='ads.csv'+mark, unlabelled='', preset='tiny', parameters={}), run/'run.json')
+
+    def curate():
+        np.save(run.path/'13_curate/images.npy', np.stack([draw(rng, kind, px) for kind in (ads.sub_defect if truth else ['']*len(ads))]))
+        write_table(ads, run/'13_curate/ads.parquet')
+        write_table(pd.DataFrame(dict(ad_id=['x1', 'x2', None], row=[1, 2, 3], path='p'+mark, source='data', reason=['same headline', 'same headline', 'cannot be decoded'+mark], of=['ad00000', 'ad00001', None])), run/'13_curate/drops.parquet')
+        write_json(dict(exact=0, headline=2, note=mark), run/'13_curate/leakage.json')
+        return dict(warnings=['no dates'+mark])
+    def selflabel():
+        write_table(part, run/'31_selflabel/assignments.parquet')
+        write_table(pd.DataFrame(dict(round=range(5), loss=1., marginal_error=1e-7, agreement=[None, .6, .8, .9, .95], confidence=.7, moved=.1, passes=4)), run/'31_selflabel/history.parquet')
+    def describe():
+        for name, t in (('partition', part), ('clusters', clusters), ('map', points)): write_table(t, run/f'32_clusters/{name}.parquet')
+    def teach():
+        for c in [*range(k), 'whole_task']: write_table(losses(rng), run/'33_specialists/teachers'/(c if c == 'whole_task' else f'{c:03d}')/'history.parquet')
+    def select():
+        write_table(make_competence(rng, clusters), run/'34_select/competence.parquet')
+        return dict(T=.1, prevalence=.25, kept=k-1, by='rule', warning=mark)
+    def order(): write_json(dict(method='cc', order=list(range(k-1)), scores={str(c): .5 for c in range(k-1)}, by='rule', acceptable='shared', seed=0), run/'35_curriculum/curriculum.json')
+    def route():
+        pool = ads[ads.pool]
+        write_table(pd.DataFrame(dict(ad_id=pool.ad_id.values, cluster=0, confidence=.6, margin=-2., used=np.arange(len(pool)) % 2 == 0, why='the teacher is not sure')), run/'36_unlabelled/routed.parquet')
+    def distill():
+        for m in METHODS:
+            for s in range(3): write_table(losses(rng, cosine=.2), run/'37_distill'/m/str(s)/'history.parquet')
+        write_json(dict(method='ft_sd', seed=1, by='rule'), run/'37_distill/student.json')
+
+    stages = {'13_curate': curate, '22_features': lambda: None, '31_selflabel': selflabel, '32_clusters': describe, '33_specialists': teach, '34_select': select, '35_curriculum': order,
+              '36_unlabelled': route, '37_distill': distill, '41_evaluate': lambda: evaluation(run, rng, ads, truth)}
+    for name, work in stages.items():
+        (run/name).mkdir(parents=True, exist_ok=True)
+        metrics = work()
+        if name != '41_evaluate': finish(run, name, metrics, config=dict(seed=0, T=.1, scale='lift') if name == '34_select' else dict(seed=0))
+        if name == until: break
+    return run

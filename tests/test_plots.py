@@ -1,0 +1,121 @@
+"Figures say what the tables say, and none of them leaves the machine."
+import json
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+from fake_run import HOSTILE, losses, make_ads, make_clusters, make_competence, make_results
+
+from subtask_kit import plots
+
+ADS = make_ads(np.random.default_rng(0), truth=True)
+PART, CLUSTERS, POINTS = make_clusters(np.random.default_rng(1), ADS, 9)
+COMPETENCE = make_competence(np.random.default_rng(2), CLUSTERS)
+RESULTS, _ = make_results(np.random.default_rng(3))
+RECALL = pd.DataFrame([dict(method=m, sub_defect=k, n=n, level=.05, recall=n/100, low=.5, high=1.) for m in ('vit', 'ft_sd') for k,n in (('dice', 20), ('knife', 90))])
+HISTORY = pd.concat([losses(np.random.default_rng(i), panel=p, line=str(s)) for i,p in enumerate('abcde') for s in range(2)], ignore_index=True)
+ROUNDS = pd.DataFrame(dict(round=range(4), agreement=[None, .5, .8, .9], confidence=.6, marginal_error=[0., 1e-7, 1e-3, 1e-9]))
+
+FIGURES = dict(map=lambda: plots.cluster_map(POINTS.merge(PART, on='ad_id'), {0: 'vases'}), teachers=lambda: plots.teacher_plot(COMPETENCE), results=lambda: plots.results_plot(RESULTS),
+               recall=lambda: plots.recall_plot(RECALL), curves=lambda: plots.curves(HISTORY), rounds=lambda: plots.selflabel_plot(ROUNDS),
+               scores=lambda: plots.score_plot(np.linspace(0, 1, 40), np.arange(40) % 2, .4))
+
+
+@pytest.mark.parametrize('name', FIGURES)
+def test_no_figure_offers_to_upload_or_to_fetch(name):
+    page = plots.to_html(FIGURES[name](), 'x')
+    assert '"showSendToCloud": false' in page and '"displaylogo": false' in page and '"responsive": true' in page
+    assert 'src=' not in page and 'cdn' not in page
+
+
+@pytest.mark.parametrize('name', FIGURES)
+def test_every_figure_is_readable_on_light_and_dark(name):
+    layout = FIGURES[name]().layout
+    assert layout.template.layout.paper_bgcolor == layout.template.layout.plot_bgcolor == 'rgba(0,0,0,0)'
+    grey = int(layout.template.layout.font.color[1:3], 16)/255
+    luminance = ((grey + .055)/1.055)**2.4
+    assert 1.05/(luminance+.05) > 4 and (luminance+.05)/(.0085+.05) > 3.5  # WCAG contrast on white, and on a dark page
+
+
+def test_a_figure_that_ends_a_notebook_cell_has_the_settings_too():
+    import plotly.io as pio
+    for name in ('plotly_mimetype', 'notebook', 'browser', 'colab'):
+        assert pio.renderers[name].config['showSendToCloud'] is False, name
+
+
+def test_show_stores_data_and_not_the_library(monkeypatch):
+    shown = []
+    monkeypatch.delenv('PLOTLY_RENDERER', raising=False)
+    monkeypatch.setattr('IPython.display.display', lambda bundle, **k: shown.append(bundle))
+    monkeypatch.setattr('plotly.io._renderers.ipython_display.display', lambda bundle, **k: shown.append(bundle))
+    plots.show(FIGURES['teachers']())
+    bundle, = shown
+    assert list(bundle) == ['application/vnd.plotly.v1+json'] and len(json.dumps(bundle)) < 30_000
+    assert bundle['application/vnd.plotly.v1+json']['config']['showSendToCloud'] is False
+
+
+def test_teacher_rows_are_in_order_and_bars_end_where_the_interval_ends():
+    fig = FIGURES['teachers']()
+    drawn = {y: (x, x-minus, x+plus, t.name) for t in fig.data for x,y,minus,plus in zip(t.x, t.y, t.error_x.arrayminus, t.error_x.array)}
+    assert len(drawn) == len(COMPETENCE)
+    for r in COMPETENCE.itertuples(): assert drawn[str(r.cluster)] == (pytest.approx(r.lift), pytest.approx(r.lift_low), pytest.approx(r.lift_high), r.verdict)
+    ordered = COMPETENCE.sort_values('lift').cluster.astype(str).tolist()
+    assert list(fig.layout.yaxis.categoryarray) == ordered
+    assert sorted(s.x0 for s in fig.layout.shapes) == [0, .1]
+
+
+def test_on_the_npv_scale_the_floor_is_the_tables():
+    fig = plots.teacher_plot(COMPETENCE, T=.1, scale='npv')
+    assert sorted(s.x0 for s in fig.layout.shapes) == [.1, .25]
+    assert sorted(x for t in fig.data for x in t.x) == pytest.approx(sorted(COMPETENCE.npv))
+
+
+def test_a_teacher_that_does_not_exist_is_not_drawn():
+    table = COMPETENCE.copy()
+    table.loc[0, ['lift', 'lift_low', 'lift_high']] = np.nan
+    assert sum(len(t.x) for t in plots.teacher_plot(table).data) == len(table)-1
+
+
+def test_gains_are_points_at_their_method_and_never_of_the_baseline():
+    fig = FIGURES['results']()
+    assert all(t.mode == 'markers' for t in fig.data) and len(fig.data) == 3
+    ticks = dict(zip(fig.layout.yaxis.tickvals, fig.layout.yaxis.ticktext))
+    assert set(ticks.values()) == {'deit_1', 'at_sd', 'ft_sd', 'ft_sd_cc', 'ft_sd_ul'}
+    want = RESULTS.set_index(['method', 'metric']).gain
+    for t, metric in zip(fig.data, ('npv@1%', 'npv@5%', 'npv@10%')):
+        for x, y in zip(t.x, t.y): assert x == pytest.approx(want[ticks[round(y)], metric])
+
+
+def test_recall_cells_are_where_their_names_say():
+    heat = FIGURES['recall']().data[0]
+    assert list(heat.y) == ['dice (20)', 'knife (90)'] and list(heat.x) == ['vit', 'ft_sd'] and np.array(heat.z)[:, 0].tolist() == [.2, .9]
+
+
+def test_kept_epoch_is_the_lowest_of_each_line():
+    marks = [(t.x[0], t.y[0]) for t in FIGURES['curves']().data if t.mode == 'markers']
+    want = [(g.epoch[g.val_loss.idxmin()], g.val_loss.min()) for _,g in HISTORY.groupby(['panel', 'line'], sort=False)]
+    assert marks == [(e, pytest.approx(v)) for e,v in want]
+
+
+def test_score_shares_sum_to_one_in_each_class_and_the_edges_count():
+    rng = np.random.default_rng(0)
+    p, y = np.r_[0, 1, rng.random(98)], np.repeat([0, 1], 50)
+    for t in plots.score_plot(p, y).data: assert sum(t.customdata[:-1]) == pytest.approx(1)
+
+
+def test_map_draws_every_point_once_and_many_points_by_the_graphics_card():
+    points = POINTS.merge(PART, on='ad_id')
+    assert sum(len(t.x) for t in plots.cluster_map(points).data) == len(points)
+    many = pd.DataFrame(np.random.default_rng(0).normal(size=(6000, 2)), columns=['x', 'y']).assign(cluster=np.arange(6000) % 100)
+    assert all(isinstance(t, go.Scattergl) for t in plots.cluster_map(many).data)
+
+
+def test_names_cannot_bring_markup_into_a_figure():
+    names = {c: HOSTILE for c in range(9)}
+    recall = RECALL.assign(sub_defect=HOSTILE+RECALL.sub_defect, method=HOSTILE+RECALL.method)
+    for fig in (plots.cluster_map(POINTS.merge(PART, on='ad_id'), names), plots.teacher_plot(COMPETENCE.assign(why=HOSTILE), names=names), plots.recall_plot(recall),
+                plots.curves(HISTORY.assign(panel=HOSTILE+HISTORY.panel)), plots.results_plot(RESULTS.assign(method=HOSTILE+RESULTS.method), baseline=HOSTILE)):
+        said = json.dumps(fig.to_dict(), default=lambda v: np.asarray(v).tolist())
+        assert '<script' not in said and '<img' not in said and '&lt;script' in said
+        assert '<script>alert' not in plots.to_html(fig, 'x') and '</script>' not in plots.to_html(fig, 'x').replace('</script>', '', 1).rstrip().removesuffix('</script>')
