@@ -7,7 +7,6 @@ __all__ = ['augment', 'normalise']
 
 # %% ../nbs/21_augment.ipynb #b5b3248b
 import torch
-from torchvision.transforms import v2
 
 # %% ../nbs/21_augment.ipynb #d5454e81
 def augment(images:torch.Tensor, # uint8, B x 3 x H x W
@@ -17,6 +16,7 @@ def augment(images:torch.Tensor, # uint8, B x 3 x H x W
            )->torch.Tensor:      # uint8, B x 3 x H x W
     "RandAugment every image by its own seed; the global random state stays as it was."
     if ops == 0: return images
+    from torchvision.transforms import v2 # slow to import, and only those who make views need it
     policy = v2.RandAugment(num_ops=ops, magnitude=magnitude, interpolation=v2.InterpolationMode.BILINEAR, fill=128)
     with torch.random.fork_rng(devices=[]):
         return torch.stack([(torch.manual_seed(seed), policy(image))[1] for image, seed in zip(images, seeds, strict=True)])

@@ -50,15 +50,16 @@ def run(args)->None:
     from subtask_kit.pipeline import execute, remember
     known = Path(args.run).exists()
     folder = open_run(args.run, cores() if args.workers is None else args.workers, create=True)
-    try: configs = remember(folder, args.data, args.unlabelled, args.preset, dict(args.p), args.skip_bad_rows)
+    try: values = remember(folder, args.data, args.unlabelled, args.preset, dict(args.p), args.skip_bad_rows)
     except UserError:
         if not known: folder.path.rmdir() # a mistake leaves no empty run behind
         raise
-    manifests = execute(folder, configs, args.until)
-    seconds = sum(m['seconds'] for m in manifests.values())
+    manifests = execute(folder, values, args.until)
+    seconds = sum(m['seconds'] for m in manifests)
     print(f'{folder.path}: {len(manifests)} stages, {seconds:.0f} s of work')
-    for name, what in (('report.html', 'the report, one file, opens offline'), ('pipeline.ipynb', 'the executed notebook'), ('human', 'put edits.jsonl or choice.json here, then run again')):
-        print(f'  {folder/name}  {what}')
+    if (folder/'report.html').exists(): print(f'  {folder/"report.html"}  the report, one file, opens offline')
+    print(f'  {folder/"pipeline.ipynb"}  the executed notebook')
+    print(f'  {folder/"human"}  put edits.jsonl or choice.json here, then run again')
 
 # %% ../nbs/71_cli.ipynb #9b2cc298
 def report(args)->None:
@@ -113,11 +114,10 @@ class _RunHelp(argparse.Action):
     "Help of `run` with all parameters, which only the stages know."
     def __init__(self, *args, **kwargs): super().__init__(*args, nargs=0, **kwargs)
     def __call__(self, parser, *_):
-        from subtask_kit.pipeline import STAGES, comments, parameters
+        from subtask_kit.pipeline import documented
         parser.print_help()
-        docs = {f'{s}_{k}': c for s,(cls,_) in STAGES.items() for k,c in comments(cls).items()}
         print('\nparameters for -p, with the values of the preset tiny:')
-        for name, value in parameters().items(): print(f'  {name} = {value!r}  {docs[name]}')
+        for name, (value, comment) in documented().items(): print(f'  {name} = {value!r}  {comment}')
         parser.exit()
 
 # %% ../nbs/71_cli.ipynb #20631063

@@ -30,7 +30,7 @@ from .manifest import SPLITS, Manifest, row_trouble, scan, settings_path, use_tr
 class Curate:
     "Parameters of the stage `13_curate`."
     data: str = ''             # manifest of ads with verdicts: CSV, Parquet or folder; must be given
-    unlabelled: str = ''       # manifest or folder of a near-domain pool without verdicts; '' = none
+    unlabelled: str = ''       # manifest or folder of a near-domain pool without verdicts; '' for none
     px: int = 64               # side of the square pictures in the cache
     embargo_days: int = 15     # days before each cut that are left out of train and val (section 3)
     skip_bad_rows: bool = False # leave bad rows out instead of refusing the manifest

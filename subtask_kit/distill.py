@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 from .artifacts import Run, hash_json, input_hashes, keep_units, read_json, read_table, read_tensors, stage, unit, write_json, write_table, write_tensors
-from .backbones import SmallStudent, TimmStudent, p_acceptable, source
+from .backbones import SmallStudent, TimmStudent, p_acceptable
 from .core import UserError, rng_for, seed_for
 from .curriculum import batches, order_clusters
 from .device import pick_device
+from .features import source
 from .jobs import job, run_jobs
 from .train import fit
 
@@ -107,7 +108,7 @@ def _curriculum(run): return read_json(run/'35_curriculum/curriculum.json')
 def student_key(run:Run, cfg:Distill, method:str, seed:int)->str:
     "Hash of everything a student depends on."
     row = ROWS[method]
-    needs = ['22_features/rows.parquet', '32_clusters/partition.parquet', '22_features/tokens.npy' if cfg.model == 'small' else '13_curate/images.npy']
+    needs = ['25_features/rows.parquet', '32_clusters/partition.parquet', '25_features/tokens.npy' if cfg.model == 'small' else '13_curate/images.npy']
     plan = [sub_tasks(run, row), _curriculum(run)['acceptable'] if row.order != 'interleaved' else None]
     if row.teacher != 'none': needs += ['33_specialists/margins.safetensors']
     if row.unlabelled: needs += ['36_unlabelled/routed.parquet']
@@ -118,7 +119,7 @@ def student_key(run:Run, cfg:Distill, method:str, seed:int)->str:
 @dataclass
 class Lessons:
     "Everything a student of one row learns from; positions refer to rows.parquet."
-    rows: pd.DataFrame       # 22_features/rows.parquet
+    rows: pd.DataFrame       # 25_features/rows.parquet
     defective: np.ndarray    # positions of the defective (and unlabelled) ads
     cluster: np.ndarray      # the sub-task of each
     acceptable: np.ndarray   # positions of the acceptable ads
@@ -129,7 +130,7 @@ class Lessons:
 
 def load_lessons(run:Run, row:Row)->Lessons:
     "Gather a row's ads, verdicts and teacher margins."
-    rows = read_table(run/'22_features/rows.parquet')
+    rows = read_table(run/'25_features/rows.parquet')
     clusters = sub_tasks(run, row)
     members = read_table(run/'32_clusters/partition.parquet')[['ad_id','cluster']]
     verdict = rows.label.fillna(-1).to_numpy('int64', copy=True)
@@ -165,13 +166,13 @@ def epoch_batches(lessons:Lessons, batch:int, seed:int, epoch:int, acceptable:st
 # %% ../nbs/37_distill.ipynb #4558f85d
 def build_student(cfg:Distill, distilled:bool, run:Run)->tuple[nn.Module,Callable]: # the untrained student and its reader
     "A student and what it reads."
-    device, features = pick_device(cfg.device), read_json(run/'22_features/manifest.json')['spec']['config']
+    device = pick_device(cfg.device)
     if cfg.model == 'small':
-        _, tokens, channels = np.load(run/'22_features/tokens.npy', mmap_mode='r').shape
-        return SmallStudent(tokens, channels, cfg.dim, cfg.layers, distilled=distilled, dropout=cfg.dropout).to(device), source(run, 'tokens', features, device)
+        _, tokens, channels = np.load(run/'25_features/tokens.npy', mmap_mode='r').shape
+        return SmallStudent(tokens, channels, cfg.dim, cfg.layers, distilled=distilled, dropout=cfg.dropout).to(device), source(run, 'tokens', device)
     px = np.load(run/'13_curate/images.npy', mmap_mode='r').shape[1]
     model = TimmStudent(cfg.model, distilled, cfg.pretrained, cfg.dropout, img_size=px).to(device)
-    return model, source(run, 'pixels', features, device, model.net.pretrained_cfg['mean'], model.net.pretrained_cfg['std'])
+    return model, source(run, 'pixels', device, model.net.pretrained_cfg['mean'], model.net.pretrained_cfg['std'])
 
 # %% ../nbs/37_distill.ipynb #87f58d02
 @torch.no_grad()
@@ -226,7 +227,7 @@ def _write_student(work, model, read, rows, history):
     (work/'state.pt').unlink()
 
 # %% ../nbs/37_distill.ipynb #7e25f3d3
-NEEDS = ('22_features/rows.parquet', '22_features/tokens.npy', '13_curate/images.npy', '32_clusters/partition.parquet', '33_specialists/margins.safetensors',
+NEEDS = ('25_features/rows.parquet', '25_features/tokens.npy', '13_curate/images.npy', '32_clusters/partition.parquet', '33_specialists/margins.safetensors',
          '33_specialists/clusters.parquet', '34_select/competence.parquet', '35_curriculum/curriculum.json', '36_unlabelled/routed.parquet')
 
 def own_row(curriculum:dict # 35_curriculum/curriculum.json

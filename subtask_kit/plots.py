@@ -60,10 +60,12 @@ def to_html(fig:go.Figure,
     return fig.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=CONFIG, **size)
 
 # %% ../nbs/60_plots.ipynb #63cdd395
-def text(value)->str:
+def text(value,
+         most:int=80 # characters
+        )->str:
     "Data as text for a figure: no markup, no new lines, not endless."
     plain = ' '.join(str(value).split())
-    return html.escape(plain if len(plain) <= 80 else plain[:79]+'…')
+    return html.escape(plain if len(plain) <= most else plain[:most-1]+'…')
 
 # %% ../nbs/60_plots.ipynb #1525bd35
 def cluster_label(c:int,          # a cluster
@@ -114,7 +116,8 @@ def teacher_plot(table:pd.DataFrame,  # competence.parquet
     columns = ['lift', 'lift_low', 'lift_high'] if scale == 'lift' else ['npv', 'low', 'high']
     table = table[table[columns[0]].notna()].sort_values(columns[0])
     label = table.cluster.map(lambda c: cluster_label(c, names))
-    hover = 'cluster ' + label + '<br>' + table['size'].map('{} ads<br>'.format) + table.why.map(text).str.replace('; ', '<br>')
+    why = table.why.map(lambda w: '<br>'.join(text(part) for part in w.split('; ')))
+    hover = 'cluster ' + label + '<br>' + table['size'].map('{} ads<br>'.format) + why
     def rows(verdict, colour, symbol):
         r = (table.verdict == verdict).values
         return dots(*table.loc[r, columns].values.T, label[r], colour, symbol, name=verdict, text=hover[r], hovertemplate='%{text}<extra></extra>')

@@ -79,8 +79,9 @@ def num(value, digits:int=2)->str:
 
 # %% ../nbs/62_report.ipynb #852f72f0
 def percent(value, digits:int=0)->str:
-    "A share for a person; level names such as npv@5% come out as in prose."
-    return value.replace('%', ' %') if isinstance(value, str) else '–' if value is None or pd.isna(value) else f'{100*value:.{digits}f} %'
+    "A share for a person; in level names, such as npv@5%, the sign is set as in prose."
+    if isinstance(value, str): return value.replace('%', '\N{NO-BREAK SPACE}%')
+    return '–' if value is None or pd.isna(value) else f'{100*value:.{digits}f}\N{NO-BREAK SPACE}%'
 
 def span(low, high, digits:int=2, sign:str='')->str:
     "An interval for a person."
@@ -98,8 +99,9 @@ def grid(rows:list[list], # cells, already HTML
 
 # %% ../nbs/62_report.ipynb #7df9e9fe
 def pairs(values:dict)->str:
-    "A plain mapping as a table of two columns; nested mappings become lines."
-    def cell(v): return '<br>'.join(f'{esc(k)}: {esc(x)}' for k,x in v.items()) if isinstance(v, dict) else esc(v)
+    "A plain mapping as a table of two columns; a nested one becomes lines."
+    def flat(v): return ', '.join(f'{k} {flat(x)}' for k,x in v.items()) if isinstance(v, dict) else str(v)
+    def cell(v): return '<br>'.join(f'{esc(k)}: {esc(flat(x))}' for k,x in v.items()) if isinstance(v, dict) else esc(v)
     return grid([[esc(k), cell(v)] for k,v in values.items()], ['', ''], left=2)
 
 def fold(title:str, body:str)->str:
@@ -170,8 +172,13 @@ WORDS |= dict(
     claims='A claim <em>holds</em> when the whole interval of the paired difference lies above zero, and <em>does not</em> when it lies below.',
     recall='Share of each true sub-defect that is intercepted at {level} FPR; in brackets, how many such ads are in test. All rows catch the same share '
            'of all defects, so that better at one kind means worse at another. A kind of ten ads moves by a tenth with each of them.',
-    rounds='Settled when agreement nears 1; the marginal error says how far cluster sizes miss the demanded ones and must stay tiny.',
-    students='A line a seed: dotted on train, full on student_val; the point is the epoch that was kept.',
+    rounds='Settled when agreement nears 1. The marginal error is the share of ads by which the soft assignment misses the demanded sizes, before rounding '
+           'makes them exact; far above a hundredth, the transport was stopped too early.',
+    none_dropped='No teacher was dropped, so that a row of kept specialists learns from the same ads as <code>at_sd</code>: this run says nothing about '
+                 'the worth of dropping.',
+    one_seed=' <strong>Every row has one seed only: how far seeds differ is not known, and no interval holds it.</strong>',
+    students='A line a seed: dotted on train, full on student_val; the point is the epoch that was kept. On train, a student with two heads pays the sum of '
+             'both losses, so that its dotted line lies higher.',
     specialists='Dotted on train, full on teacher_val; the point is the epoch that was kept.',
     operating='Nobody can choose a threshold on tomorrow\'s ads. Here <code>{method}</code> gets it from student_val and meets test as it comes: the FPR '
               'that results differs from the wanted level, at 1 % by a factor that easily reaches two, because a handful of ads decides it.',
@@ -258,7 +265,8 @@ def claims_line(d, metric:str='npv@5%')->str:
 def measured(d)->str:
     "What the figures of the headline mean, and on which ads they were measured."
     m = d['manifests']['41_evaluate']['metrics']
-    return words('headline', coverage=percent(setting(d, 'coverage', .9)), prevalence=percent(m.get('prevalence')), defects=num(m.get('test_defects')))
+    said = WORDS['headline'].format(coverage=percent(setting(d, 'coverage', .9)), prevalence=percent(m.get('prevalence')), defects=num(m.get('test_defects')))
+    return note(said + (WORDS['one_seed'] if d['results'].seeds.max() == 1 else ''))
 
 # %% ../nbs/62_report.ipynb #a8c99db3
 def headline(d)->str:
@@ -268,6 +276,7 @@ def headline(d)->str:
     out = f'<p class=warn>{WORDS["outdated"].format(stages=esc(", ".join(old)))}</p>' if old else ''
     out += ''.join(f'<p class=lead>{s}</p>' for s in sentences if s)
     if 'claims' in d: out += claims_line(d)
+    if 'results' in d and 'competence' in d and d['competence'].kept.all(): out += f'<p class=warn>{WORDS["none_dropped"]}</p>'
     return out + (measured(d) if 'results' in d else '') + tiles(d)
 
 # %% ../nbs/62_report.ipynb #01bba984
@@ -613,7 +622,8 @@ th{background:var(--card);font-weight:600} .n{text-align:right;white-space:nowra
 .js-plotly-plot{max-width:100%;margin:6px 0}
 .js-plotly-plot .main-svg :is([class*=tick],.annotation,[class^=g-],.legend) text{fill:var(--ink)!important}
 .js-plotly-plot .modebar-btn path{fill:var(--soft)!important} .js-plotly-plot .modebar-group{background:transparent!important}
-@media(hover:none){.modebar{display:none}}
+@media(hover:none),(max-width:640px){.modebar{display:none}}
+@media(max-width:640px){th,td{padding:5px 7px} table{font-size:.85rem} h1{font-size:1.6rem}}
 @media print{
  :root{--ink:#000;--soft:#444;--paper:#fff;--card:#fff;--line:#bbb} body{font-size:11px} header .switch,nav,.modebar{display:none}
  h2,h3{break-after:avoid} .card,.tile,.js-plotly-plot,tr{break-inside:avoid} .box{overflow:visible}

@@ -19,9 +19,10 @@ from sklearn.metrics import normalized_mutual_info_score
 from torch import nn
 
 from .artifacts import Run, atomic, hash_json, read_json, read_table, read_tensors, stage, write_table, write_tensors
-from .backbones import create, source
+from .backbones import create
 from .core import UserError, rng_for, seed_for, write_status
 from .device import one_thread, pick_device
+from .features import source
 from .train import fit
 from .transport import assign
 
@@ -180,15 +181,15 @@ def first_logits(cfg:SelfLabel, points:np.ndarray # n x dims, rows of length one
     return -10*((points[:, None] - centres)**2).sum(2).astype('float32')
 
 # %% ../nbs/31_selflabel.ipynb #80458732
-@stage('31_selflabel', needs=('22_features/rows.parquet', '22_features/pooled.npy'))
+@stage('31_selflabel', needs=('25_features/rows.parquet', '25_features/pooled.npy'))
 def selflabel(cfg, run, out):
     "Cluster the defective train ads; write assignments, history, embeddings and the latent discriminator."
-    rows, device = read_table(run/'22_features/rows.parquet'), pick_device(cfg.device)
+    rows, device = read_table(run/'25_features/rows.parquet'), pick_device(cfg.device)
     which = np.flatnonzero((rows.split == 'train') & (rows.label == 0))
     if len(which) < cfg.k: raise UserError(f'{len(which)} defective train ads cannot fill {cfg.k} clusters', f'set selflabel_k to at most {len(which)//2}')
     if cfg.init not in EMBEDDINGS: raise UserError(f'selflabel_init {cfg.init!r} is not known', f'choose one of {", ".join(EMBEDDINGS)}')
     with one_thread():
-        clean = np.load(run/'22_features/pooled.npy', mmap_mode='r')[rows['first']].astype('float32')
+        clean = np.load(run/'25_features/pooled.npy', mmap_mode='r')[rows['first']].astype('float32')
         dims = min(cfg.dims, len(which)-1)
         embedding = EMBEDDINGS[cfg.init](clean[which], clean[(rows.split == 'train') & (rows.label == 1)], dims, cfg.strength)
         model = build_discriminator(cfg, embedding).to(device)
@@ -201,10 +202,9 @@ def selflabel(cfg, run, out):
 
 # %% ../nbs/31_selflabel.ipynb #c77495f0
 def _reader(run, cfg, device):
-    settings = read_json(run/'22_features/manifest.json')['spec']['config']
-    if cfg.model == 'head': return source(run, 'pooled', settings, device)
+    if cfg.model == 'head': return source(run, 'pooled', device)
     pretrained = create(cfg.model, False).pretrained_cfg
-    return source(run, 'pixels', settings, device, pretrained['mean'], pretrained['std'])
+    return source(run, 'pixels', device, pretrained['mean'], pretrained['std'])
 
 def _write(run, out, cfg, model, read, rows, which, views, history):
     "Final labels from all views; everything later stages need."
@@ -233,6 +233,6 @@ def assign_new(run:Run,
               )->tuple[np.ndarray,np.ndarray]: # cluster and probability of it, one a row
     "Route ads of the run to clusters by the latent discriminator, over all their views."
     model, read = load_discriminator(run)
-    views = read_table(run/'22_features/rows.parquet')['views'].values[which]
+    views = read_table(run/'25_features/rows.parquet')['views'].values[which]
     p, cluster = mean_logits(model, read, which, views).softmax(1).max(1)
     return cluster.numpy(), p.numpy()

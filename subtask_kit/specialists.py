@@ -16,10 +16,11 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .artifacts import Run, hash_json, input_hashes, keep_units, read_json, read_table, read_tensors, stage, unit, write_table, write_tensors
-from .backbones import create, source
+from .artifacts import Run, hash_json, input_hashes, keep_units, read_table, read_tensors, stage, unit, write_table, write_tensors
+from .backbones import create
 from .core import UserError, rng_for, seed_for, write_status
 from .device import one_thread, pick_device
+from .features import source
 from .jobs import job, run_jobs
 from .selflabel import load_discriminator, mean_logits
 from .train import fit
@@ -94,13 +95,13 @@ def routing(raw:pd.Series,    # original cluster of each defective train ad
 @dataclass
 class Task:
     "What the teachers of one run are trained and judged on."
-    rows: pd.DataFrame      # 22_features/rows.parquet
+    rows: pd.DataFrame      # 25_features/rows.parquet
     names: list             # cluster of each of the K teachers
     member: np.ndarray      # rows x (K+1): membership in the sub-tasks; the last column is the whole task
 
 def load_task(run:Run)->Task:
     "Rows, clusters and memberships of a run."
-    rows, partition = read_table(run/'22_features/rows.parquet'), read_table(run/'32_clusters/partition.parquet')
+    rows, partition = read_table(run/'25_features/rows.parquet'), read_table(run/'32_clusters/partition.parquet')
     names = sorted(int(c) for c in set(partition.cluster))
     where = pd.Series(np.arange(len(rows)), rows.ad_id)
     member = np.zeros((len(rows), len(names)+1), 'float32')
@@ -165,7 +166,7 @@ def _statistics(read, task):
 def train_heads(run:Run, cfg:Specialists, task:Task, out, key:str)->np.ndarray: # ads x views x (K+1)
     "Train all teachers in one pass; write each one's folder."
     device, k = pick_device(cfg.device), len(task.names)+1
-    read = source(run, 'pooled', _features(run), device)
+    read = source(run, 'pooled', device)
     mean, std = _statistics(read, task)
     read = standardised(read, mean, std)
     with one_thread(), unit(out/'work/heads', key) as work:
@@ -217,7 +218,7 @@ def train_teacher(run:Run, cfg:dict, cluster:int, key:str)->None:
         task, device = load_task(run), pick_device(cfg.device)
         torch.manual_seed(seed_for('specialists', cfg.seed, cluster, 'weights'))
         model = PixelTeacher(cfg.model, cfg.pretrained, cfg.dropout).to(device)
-        read = source(run, 'pixels', _features(run), device, model.net.pretrained_cfg['mean'], model.net.pretrained_cfg['std'])
+        read = source(run, 'pixels', device, model.net.pretrained_cfg['mean'], model.net.pretrained_cfg['std'])
         column = [*task.names, -1].index(cluster)
         history = train_margins(model, read, task, [column], cfg, ('specialists', cfg.seed, cluster), work/'state.pt', device)
         write_tensors({'margins': margin_table(model, read, task.rows, 1)[..., 0]}, work/'margins.safetensors')
@@ -234,9 +235,7 @@ def train_independent(run:Run, cfg:Specialists, task:Task, out, key:str)->np.nda
 TEACHERS = dict(heads=train_heads, independent=train_independent) # (run, cfg, task, out, key) -> margins, ads x views x (K+1)
 
 # %% ../nbs/33_specialists.ipynb #66e23439
-NEEDS = ('22_features/rows.parquet', '22_features/pooled.npy', '31_selflabel/latent_discriminator.safetensors', '31_selflabel/assignments.parquet', '32_clusters/partition.parquet')
-
-def _features(run): return read_json(run/'22_features/manifest.json')['spec']['config']
+NEEDS = ('25_features/rows.parquet', '25_features/pooled.npy', '31_selflabel/latent_discriminator.safetensors', '31_selflabel/assignments.parquet', '32_clusters/partition.parquet')
 
 @stage('33_specialists', needs=NEEDS)
 def specialists(cfg, run, out):

@@ -46,11 +46,11 @@ def edited_cluster(raw:pd.DataFrame, edited:pd.DataFrame)->dict[int,int]:
     return both.groupby('cluster_raw').cluster.agg(lambda c: int(c.mode().iloc[0])).to_dict()
 
 # %% ../nbs/36_unlabelled.ipynb #438a28a0
-@stage('36_unlabelled', needs=('22_features/rows.parquet', '22_features/pooled.npy', '31_selflabel/latent_discriminator.safetensors', '31_selflabel/assignments.parquet',
+@stage('36_unlabelled', needs=('25_features/rows.parquet', '25_features/pooled.npy', '31_selflabel/latent_discriminator.safetensors', '31_selflabel/assignments.parquet',
                                '32_clusters/partition.parquet', '33_specialists/margins.safetensors', '33_specialists/clusters.parquet', '34_select/competence.parquet'))
 def unlabelled(cfg, run, out):
     "Route the pool by the latent discriminator, gate it, ask the teachers."
-    rows, partition = read_table(run/'22_features/rows.parquet'), read_table(run/'32_clusters/partition.parquet')
+    rows, partition = read_table(run/'25_features/rows.parquet'), read_table(run/'32_clusters/partition.parquet')
     pool = np.flatnonzero(rows.pool)
     with one_thread(): cluster, confidence = assign_new(run, pool) if len(pool) else (np.zeros(0, int), np.zeros(0))
     cluster = pd.Series(cluster).map(edited_cluster(read_table(run/'31_selflabel/assignments.parquet'), partition)).values.astype('int64')

@@ -31,5 +31,5 @@ def micro(tmp_path_factory):
 def micro_run(micro, tmp_path_factory):
     "A finished micro run that was never disturbed; tests only read it."
     run = tmp_path_factory.mktemp('runs')/'micro'
-    kit('run', run, '--data', micro/'manifest.csv', '--unlabelled', micro/'unlabelled.csv', '--preset', 'micro')
+    kit('run', run, '--data', micro/'manifest.csv', '--unlabelled', micro/'unlabelled.csv', '--preset', 'micro', '--workers', 1)
     return run

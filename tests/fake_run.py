@@ -149,7 +149,7 @@ def make_fake_run(path, k=6, px=32, seed=0, truth=True, until='41_evaluate', hos
             for s in range(3): write_table(losses(rng, cosine=.2), run/'37_distill'/m/str(s)/'history.parquet')
         write_json(dict(method='ft_sd', seed=1, by='rule'), run/'37_distill/student.json')
 
-    stages = {'13_curate': curate, '22_features': lambda: None, '31_selflabel': selflabel, '32_clusters': describe, '33_specialists': teach, '34_select': select, '35_curriculum': order,
+    stages = {'13_curate': curate, '25_features': lambda: None, '31_selflabel': selflabel, '32_clusters': describe, '33_specialists': teach, '34_select': select, '35_curriculum': order,
               '36_unlabelled': route, '37_distill': distill, '41_evaluate': lambda: evaluation(run, rng, ads, truth)}
     for name, work in stages.items():
         (run/name).mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,8 @@ import time
 
 from conftest import KIT, kit
 
+from subtask_kit.core import read_status
+
 KILLS = 5
 
 
@@ -21,25 +23,29 @@ def outputs(run):
 
 
 def start(run, micro):
-    return subprocess.Popen([KIT, 'run', run, '--data', micro/'manifest.csv', '--unlabelled', micro/'unlabelled.csv', '--preset', 'micro'],
+    return subprocess.Popen([KIT, 'run', run, '--data', micro/'manifest.csv', '--unlabelled', micro/'unlabelled.csv', '--preset', 'micro', '--workers', '1'],
                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
+def strike(process, run, seconds, whole_group):
+    "Kill a run `seconds` after its first stage has begun; says in which stage, None where it was quicker."
+    while process.poll() is None and not (run/'.status.json').exists(): time.sleep(.05)
+    try: process.wait(seconds)
+    except subprocess.TimeoutExpired: pass
+    if process.poll() is not None: return None
+    stage = read_status(run/'.status.json').get('stage')
+    # The command alone, whose kernel lives on for some seconds, or everything that it started.
+    (os.killpg if whole_group else os.kill)(process.pid, signal.SIGKILL)
+    process.wait()
+    return stage
+
+
 def test_killed_runs_end_with_the_same_bytes(micro, micro_run, tmp_path):
-    run, rng = tmp_path/'killed', random.Random(os.urandom(8))
-    moments = []
-    for i in range(KILLS):
-        process, moment = start(run, micro), rng.uniform(3, 20)
-        try: process.wait(moment)
-        except subprocess.TimeoutExpired: pass
-        moments.append(round(moment, 1))
-        if process.poll() is None:
-            # By turns the command alone, whose kernel and workers live on for a while, and everything it started.
-            (os.kill if i % 2 else os.killpg)(process.pid, signal.SIGKILL)
-            process.wait()
-    done = kit('run', run)
-    assert outputs(run) == outputs(micro_run), f'killed after {moments} s'
-    assert done.returncode == 0
+    run, rng, killed = tmp_path/'killed', random.Random(os.urandom(8)), []
+    for i in range(KILLS): killed.append(strike(start(run, micro), run, rng.uniform(0, 4), whole_group=i%2 == 0))
+    kit('run', run)
+    print(f'killed in the stages {killed}')
+    assert outputs(run) == outputs(micro_run), f'killed in the stages {killed}'
     assert not list(run.rglob('*.tmp')), 'temporary files are left behind'
 
 

@@ -13,7 +13,7 @@ from subtask_kit.artifacts import read_json, read_table, write_json, write_table
 from subtask_kit.core import UserError
 from subtask_kit.report import Report, outdated, page, read_run, report
 
-STAGES = ['13_curate', '22_features', '31_selflabel', '32_clusters', '33_specialists', '34_select', '35_curriculum', '36_unlabelled', '37_distill', '41_evaluate']
+STAGES = ['13_curate', '25_features', '31_selflabel', '32_clusters', '33_specialists', '34_select', '35_curriculum', '36_unlabelled', '37_distill', '41_evaluate']
 
 
 class Page(HTMLParser):
@@ -149,6 +149,20 @@ def test_all_numbers_of_the_results_are_in_the_page(run, text):
     assert said.count('cannot tell at this n') >= 3 and 'does not' in said
 
 
+def test_a_run_of_one_seed_says_so(run):
+    d = read_run(run) | dict(cfg=Report())
+    assert 'one seed only' not in module.headline(d)
+    d['results']['seeds'] = 1
+    assert 'one seed only' in module.headline(d)
+
+
+def test_where_nothing_was_dropped_nothing_is_claimed_of_dropping(run):
+    d = read_run(run) | dict(cfg=Report())
+    assert 'nothing about the worth of dropping' not in Page(module.headline(d)).text()
+    d['competence']['kept'] = True
+    assert 'nothing about the worth of dropping' in Page(module.headline(d)).text()
+
+
 def test_counts_add_up(run, text):
     said, ads = Page(text).text(), read_table(run/'13_curate/ads.parquet')
     for split, g in ads[ads.label.notna() & (ads.split != '')].groupby('split'):
@@ -214,5 +228,5 @@ def test_the_papermill_notebook_tells_a_runs_story(run, tmp_path):
     papermill.execute_notebook(str(source), str(tmp_path/'story.ipynb'), dict(run_path=str(run.path)), kernel_name='python3', progress_bar=False)
     data = [o.data for c in nbformat.read(tmp_path/'story.ipynb', 4).cells for o in c.get('outputs', []) if 'data' in o]
     figures = [d['application/vnd.plotly.v1+json'] for d in data if 'application/vnd.plotly.v1+json' in d]
-    assert any('image/png' in d for d in data) and len(figures) == 4 and all(f['config']['showSendToCloud'] is False for f in figures)
+    assert any('image/jpeg' in d for d in data) and len(figures) == 4 and all(f['config']['showSendToCloud'] is False for f in figures)
     assert (tmp_path/'story.ipynb').stat().st_size < 500_000

@@ -94,7 +94,7 @@ def test_everything_under_60_opens_without_notebook_packages():
 
 
 def test_the_command_line_opens_with_neither():
-    _import_blocked(['cli'], NOTEBOOK_PACKAGES + ['torch', 'torchvision', 'timm', 'accelerate'])
+    _import_blocked(['pipeline', 'cli'], NOTEBOOK_PACKAGES + ['torch', 'torchvision', 'timm', 'accelerate'])
 
 
 def test_notebooks_are_small():
