@@ -48,7 +48,7 @@ def measure(matrices:dict,     # method -> n x seeds
     columns, ends = np.hstack(list(matrices.values())), np.cumsum([v.shape[1] for v in matrices.values()])[:-1]
     def split(values, draws):
         parts = zip(matrices, np.split(values, ends), np.split(draws, ends, axis=1))
-        return {m: (v, mean_over_seeds(d, m, cfg.seed)) for m,v,d in parts}
+        return {m: (v, mean_over_seeds(d, cfg.seed)) for m,v,d in parts} # the same seeds for every method: equal seeds share their start and the order of ads
     found = {f'npv@{100*level:g}%': split(npv_at(columns, labels, level), bootstrap_npv(columns, labels, level, draws=cfg.draws, seed=cfg.seed)) for level in cfg.levels}
     return found | {'auc': split(np.array([auc(c, labels) for c in columns.T]), bootstrap_auc(columns, labels, cfg.draws, cfg.seed))}
 

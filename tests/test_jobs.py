@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-from stages import again, copy_of, hashes
 from subtask_kit.artifacts import open_run
 from subtask_kit.core import UserError
 from subtask_kit.jobs import job, run_jobs
@@ -46,31 +45,20 @@ def run(tmp_path, monkeypatch):
 def files(run): return {p.name: p.read_bytes() for p in run.path.iterdir() if p.name.isdigit()}
 
 
-def test_two_workers_write_what_none_writes(run):
+def test_two_workers_write_what_none_writes_and_an_error_comes_back_as_it_was(run):
+    "One pool for both, because starting workers is what takes time."
     specs = [job('tasks_of_a_test:draw', run, name=i) for i in range(4)]
-    seen = []
-    for workers in (0, 1, 2):
-        run_jobs(specs, open_run(run, workers), 'drawing')
-        seen.append(files(run))
-        for name in seen[-1]: (run/name).unlink()
-    assert seen[0] == seen[1] == seen[2] and len(seen[0]) == 4
+    run_jobs(specs, open_run(run, 1), 'drawing')
+    alone = files(run)
+    for name in alone: (run/name).unlink()
+    with pytest.raises(UserError) as e: run_jobs([*specs, job('tasks_of_a_test:refuse', run, name=7, error='user')], open_run(run, 2), 'drawing')
+    assert str(e.value) == 'picture 7 is odd; look at it' and e.value.remedy == 'look at it'
+    assert files(run) == alone and len(alone) == 4
 
 
-@pytest.mark.parametrize('workers', [0, 2])
-@pytest.mark.parametrize('error, kind, text', [('user', UserError, 'picture 7 is odd; look at it'), ('other', ZeroDivisionError, 'job 7')])
-def test_a_failing_job_raises_its_own_error_and_what_was_done_stays(run, workers, error, kind, text):
-    specs = [job('tasks_of_a_test:draw', run, name=i) for i in range(3)] + [job('tasks_of_a_test:refuse', run, name=7, error=error)]
-    with pytest.raises(kind) as e: run_jobs(specs, open_run(run, workers), 'drawing')
-    assert str(e.value) == text and set(files(run)) == {'0', '1', '2'}
-
-
-def test_students_and_features_do_not_depend_on_the_number_of_workers(micro_run, tmp_path):
-    "The micro run was made in one process."
-    run = open_run(copy_of(micro_run, tmp_path/'run'), workers=2)
-    for folder in ('25_features', '37_distill'):
-        for p in sorted((run/folder).rglob('*'), reverse=True): p.unlink() if p.is_file() else p.rmdir()
-    assert again(run, 'distill') == ['features', 'distill']
-    for stage in ('features', 'distill'): assert hashes(run, stage) == hashes(open_run(micro_run), stage)
+def test_an_error_in_this_process(run):
+    with pytest.raises(ZeroDivisionError, match='job 7'): run_jobs([job('tasks_of_a_test:draw', run, name=1), job('tasks_of_a_test:refuse', run, name=7, error='other')], run, 'drawing')
+    assert set(files(run)) == {'1'}
 
 
 def alive(pid):
@@ -109,15 +97,3 @@ def test_one_job_as_a_program(run):
     (run/'5').unlink()
     run_jobs([json.loads(spec)], run, 'drawing')
     assert program == files(run) and program['5'][-1] == 1
-
-
-def test_a_script_without_a_guard_may_use_workers(run, tmp_path):
-    "Five lines in a file, as the documentation shows them: workers must not run the script again."
-    script = tmp_path/'script.py'
-    script.write_text(f'''from subtask_kit.artifacts import open_run
-from subtask_kit.jobs import job, run_jobs
-print('started', flush=True)
-run = open_run({str(run.path)!r}, workers=2)
-run_jobs([job('tasks_of_a_test:draw', run, name=i) for i in range(3)], run, 'drawing')''')
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and done.stdout.count('started') == 1, done.stderr[-300:]

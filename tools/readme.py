@@ -11,7 +11,9 @@ def cell_markdown(cell) -> str:
     "One cell of the index as markdown."
     if cell.cell_type == 'markdown': return cell.source
     if cell.source.startswith('#| hide'): return ''
-    parts = [f'``` python\n{cell.source}\n```']
+    # Code that makes a table is of no interest here; its table is.
+    shows = any('text/markdown' in out.get('data', {}) for out in cell.outputs)
+    parts = [] if shows else [f'``` python\n{cell.source}\n```']
     for out in cell.outputs:
         data = out.get('data', {})
         text = data.get('text/markdown') or data.get('text/html') or out.get('text') or data.get('text/plain')
