@@ -43,6 +43,7 @@ def open_run(run:'Run|str|Path', # a folder or an opened run
             )->Run:
     "Open a run folder; a missing one is the user's mistake unless `create`."
     path = Path(run.path if isinstance(run, Run) else run)
+    if path.exists() and not path.is_dir(): raise UserError(f'{path} is a file', 'a run is a folder; name another one')
     if workers is None: workers = run.workers if isinstance(run, Run) else 0
     if create: path.mkdir(parents=True, exist_ok=True)
     if not path.is_dir(): raise UserError(f'{path}: there is no such run', 'start one with `subtask-kit run`')
@@ -77,9 +78,9 @@ def write_table(table:pd.DataFrame, path:str|Path)->None:
     with atomic(path) as tmp: table.to_parquet(tmp, index=False)
 
 def read_table(path:str|Path)->pd.DataFrame:
-    "Read a Parquet table; a missing one names the stage that writes it."
+    "Read a Parquet table; a missing one is named."
     try: return pd.read_parquet(path)
-    except FileNotFoundError: raise UserError(f'{path} is not there', f'run the stage {Path(path).parent.name} first') from None
+    except FileNotFoundError: raise UserError(f'{path} is not there', 'run the stage that writes it first') from None
 
 # %% ../nbs/01_artifacts.ipynb #0ef95a56
 def write_tensors(tensors:dict,    # name -> numpy array or CPU torch tensor
@@ -87,12 +88,12 @@ def write_tensors(tensors:dict,    # name -> numpy array or CPU torch tensor
                   **notes:str      # kept in the file's header
                  )->None:
     "Write named arrays as safetensors."
-    arrays = {k: np.ascontiguousarray(v.detach().cpu().numpy() if hasattr(v, 'detach') else v) for k,v in tensors.items()}
+    arrays = {k: np.asarray(v.detach().cpu().numpy() if hasattr(v, 'detach') else v, order='C') for k,v in tensors.items()}
     with atomic(path) as tmp: save_file(arrays, tmp, metadata=notes or None)
 
 def read_tensors(path:str|Path)->dict[str,np.ndarray]:
     "Read all arrays of a safetensors file."
-    if not Path(path).exists(): raise UserError(f'{path} is not there', f'run the stage {Path(path).parent.name} first')
+    if not Path(path).exists(): raise UserError(f'{path} is not there', 'run the stage that writes it first')
     with safe_open(path, framework='np') as f: return {k: f.get_tensor(k) for k in f.keys()}
 
 # %% ../nbs/01_artifacts.ipynb #dfca514a
@@ -188,13 +189,18 @@ def _redo(body, cfg, run, out, spec):
     return manifest
 
 # %% ../nbs/01_artifacts.ipynb #fddc63c9
+def _is_whole(folder, key):
+    "Whether a unit was finished under `key` and still has all its files."
+    done = read_json(folder/'unit.json') or {}
+    return done.get('key') == key and all((folder/n).exists() and (folder/n).stat().st_size == size for n, size in done.get('bytes', {}).items())
+
 @contextmanager
 def unit(folder:str|Path, # where the unit shall appear
          key:str          # hash of everything the unit depends on
         ):
     "Yield a work folder, or None when the unit is done; on success it becomes `folder`, replacing an older one."
     folder = Path(folder)
-    if (read_json(folder/'unit.json') or {}).get('key') == key:
+    if _is_whole(folder, key):
         yield None
         return
     work = folder.with_name(folder.name+'.tmp')
@@ -202,6 +208,7 @@ def unit(folder:str|Path, # where the unit shall appear
     work.mkdir(parents=True, exist_ok=True)
     write_json({'key': key}, work/'unit.json')
     yield work
+    write_json({'key': key, 'bytes': {p.name: p.stat().st_size for p in sorted(work.iterdir()) if p.name != 'unit.json'}}, work/'unit.json')
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(work, folder)
 

@@ -19,7 +19,7 @@ def augment(images:torch.Tensor, # uint8, B x 3 x H x W
     from torchvision.transforms import v2 # slow to import, and only those who make views need it
     policy = v2.RandAugment(num_ops=ops, magnitude=magnitude, interpolation=v2.InterpolationMode.BILINEAR, fill=128)
     with torch.random.fork_rng(devices=[]):
-        return torch.stack([(torch.manual_seed(seed), policy(image))[1] for image, seed in zip(images, seeds, strict=True)])
+        return torch.stack([(torch.default_generator.manual_seed(seed), policy(image))[1] for image, seed in zip(images, seeds, strict=True)])
 
 # %% ../nbs/21_augment.ipynb #e309fcb1
 def normalise(images:torch.Tensor, # uint8, B x 3 x H x W

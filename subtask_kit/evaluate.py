@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .artifacts import Run, hash_json, read_json, read_table, stage, write_json, write_table
-from .core import DEFECTIVE, UserError
+from .core import DEFECTIVE, UserError, check_fields
 from .metrics import auc, bootstrap_auc, bootstrap_npv, counts_at, interval, mean_over_seeds, npv_at, operating_point, recall_at, wilson
 
 # %% ../nbs/41_evaluate.ipynb #8dbf2ac0
@@ -25,6 +25,9 @@ class Evaluate:
     coverage: float = .9    # of every interval
     baseline: str = 'vit'   # the row that gains are measured against
     seed: int = 0
+    def __post_init__(self):
+        check_fields(self, 'evaluate', counts='draws', shares='coverage')
+        if not self.levels or not all(0 < v < 1 for v in self.levels): raise UserError(f'evaluate_levels is {self.levels}', 'levels are shares between 0 and 1, such as .01,.05')
 
 # %% ../nbs/41_evaluate.ipynb #099c1799
 def wide(scores:pd.DataFrame, # method, seed, ad_id, split, p_acceptable
@@ -141,6 +144,7 @@ def evaluate(cfg, run, out):
     "Scores of all students in one table; results, claims, recall by sub-defect, operating points."
     ads, scores = read_table(run/'13_curate/ads.parquet'), gather(run)
     labels, seeds = ads.set_index('ad_id').label, {m: sorted(set(t.seed)) for m,t in scores.groupby('method')}
+    if cfg.baseline not in seeds: raise UserError(f'evaluate_baseline is {cfg.baseline!r}, which was not trained', f'choose one of {", ".join(seeds)}')
     (test, y), (val, y_val) = wide(scores, labels, 'test'), wide(scores, labels, 'student_val')
     write_table(scores, out/'scores.parquet')
     measured = measure(test, y, cfg)

@@ -108,6 +108,7 @@ def _open_cache(out, shape):
     "The array to write into, and which of its chunks are done already."
     file, record = out/'images.npy', out/'images.json'
     try:
+        np.load(file, mmap_mode='r')  # refuses a file that was cut short; 'r+' would fill it up with zeros, black pictures
         images, done = np.load(file, mmap_mode='r+'), read_json(record, {})
         if images.shape == shape and images.dtype == np.uint8: return images, done
     except (OSError, ValueError): pass

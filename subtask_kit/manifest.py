@@ -143,6 +143,9 @@ def list_folder(path:str|Path, # a folder with a sub-folder per verdict
     for folder, names, files in os.walk(path):
         links += [os.path.relpath(p, path) for n in names if os.path.islink(p := os.path.join(folder, n))]
         found += [os.path.relpath(os.path.join(folder, n), path) for n in files]
+    if not plain and not any(f.partition('/')[0] in FOLDER_LABELS for f in found):
+        tables = [f for f in found if '/' not in f and f.endswith(('.csv', '.parquet'))]
+        raise UserError(f'{path}: no sub-folders named {", ".join(FOLDER_LABELS)}', f'did you mean {Path(path)/tables[0]}?' if tables else 'put the pictures into such folders')
     parts = sorted((f.partition('/')[0], f) for f in links+[f for f in found if plain or '/' in f])
     if not parts:
         raise UserError(f'{path}: no pictures', 'put pictures there' if plain else f'put pictures into sub-folders named {", ".join(FOLDER_LABELS)}')
@@ -319,7 +322,7 @@ def row_trouble(problems:pd.DataFrame, # of a manifest
     first = '; '.join(f'row {r}: {reason}' for r,reason in zip(bad.row[:3], bad.reason))
     more = f'; and {len(bad)-3} more' if len(bad) > 3 else ''
     return (f'{path}: {len(bad)} bad row{"s" if len(bad) > 1 else ""} ({first}{more})',
-            f'mend them, or leave them out with `--skip-bad-rows`; `subtask-kit check {path}` lists them all')
+            f'mend them, or leave them out with `--skip-bad-rows`; `subtask-kit check {path} --rows OUT.csv` lists them all')
 
 # %% ../nbs/11_manifest.ipynb #3431f77a
 def use_trouble(manifest:Manifest,

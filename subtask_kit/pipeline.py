@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'PAPER', 'PRESETS', 'TRUTHS', 'load_stage', 'until_stage', 'comments', 'parameter_cell', 'notebook',
-           'documented', 'cast', 'parameters', 'configure', 'from_notebook', 'run_stages', 'remember', 'watch',
+           'documented', 'cast', 'parameters', 'configure', 'from_notebook', 'run_stages', 'remember', 'watch', 'quiet',
            'StageFailed', 'failure', 'execute']
 
 # %% ../nbs/70_pipeline.ipynb #54defba5
@@ -13,14 +13,18 @@ import difflib
 import importlib.util
 import inspect
 import json
+import math
 import os
 import re
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
+
+import numpy as np
 
 from .artifacts import Run, lock, open_run, read_json, read_manifest, write_json
 from .core import UserError, read_status
@@ -98,12 +102,13 @@ def cast(name:str,
     kind = type(default)
     try:
         if kind is list:
-            items = [v.strip() for v in value.strip('()[] ').split(',') if v.strip()] if isinstance(value, str) else list(value)
+            items = [v.strip(' "\'') for v in value.strip('()[] ').split(',') if v.strip()] if isinstance(value, str) else list(value)
             return [cast(name, v, default[0]) for v in items]
         if kind is bool: return value if isinstance(value, bool) else TRUTHS[str(value).lower()]
         if isinstance(value, bool) or kind is str and not isinstance(value, str) or kind is int and float(value) != int(float(value)): raise ValueError
+        if kind is float and not math.isfinite(float(value)): raise ValueError
         return kind(float(value)) if kind is int else kind(value)
-    except (ValueError, KeyError, TypeError): raise UserError(f'parameter {name}: {value!r} is not of type {kind.__name__}', f'the default is {default!r}') from None
+    except (ValueError, KeyError, TypeError, OverflowError): raise UserError(f'parameter {name}: {value!r} is not of type {kind.__name__}', f'the default is {default!r}') from None
 
 # %% ../nbs/70_pipeline.ipynb #0212f311
 def parameters(preset:str='tiny',   # a key of PRESETS
@@ -127,8 +132,9 @@ def configure(preset:str='tiny', given:dict|None=None)->dict: # stage -> configu
 def from_notebook(variables:dict # `globals()` of the notebook
                  )->dict:        # stage -> configuration
     "Configurations from a notebook's variables."
-    prefix = re.compile(f'({"|".join(STAGES)})_[A-Za-z]')
-    return configure(given={k: v for k, v in variables.items() if prefix.match(k) and isinstance(v, (str, int, float, bool, list, tuple))})
+    known, prefix, plain = documented(), re.compile(f'({"|".join(STAGES)})_[A-Za-z]'), (str, int, float, bool, list, tuple)
+    values = {k: v.item() if isinstance(v, np.generic) else v for k, v in variables.items() if k in known or prefix.match(k)}
+    return configure(given={k: v for k, v in values.items() if k in known or isinstance(v, plain)})
 
 # %% ../nbs/70_pipeline.ipynb #8cb68c0b
 def run_stages(run:Run, configs:dict, until:str|None=None)->dict: # stage -> manifest
@@ -138,9 +144,12 @@ def run_stages(run:Run, configs:dict, until:str|None=None)->dict: # stage -> man
 # %% ../nbs/70_pipeline.ipynb #acd20e05
 def remember(run:Run, data:str|None=None, unlabelled:str|None=None, preset:str|None=None, given:dict|None=None, skip_bad_rows:bool=False)->dict: # all parameters
     "Merge what is said now with what the run was told before; nothing is written before it is valid."
-    old = read_json(run/'run.json') or {}
+    try: old = read_json(run/'run.json') or {}
+    except json.JSONDecodeError: raise UserError(f'{run/"run.json"} is damaged', 'delete it and name data, preset and parameters again') from None
+    except NotADirectoryError: raise UserError(f'{run.path} is a file', 'a run is a folder; name another one') from None
     given = (old.get('parameters', {}) if preset in (None, old.get('preset')) else {}) | (given or {})
     for name, path in (('curate_data', data), ('curate_unlabelled', unlabelled)):
+        if path and not Path(path).exists(): raise UserError(f'{path}: there is no such file', 'name a manifest: CSV, Parquet or a folder')
         if path: given[name] = str(Path(path).resolve())
         elif name in old.get('parameters', {}): given.setdefault(name, old['parameters'][name])
     if skip_bad_rows: given['curate_skip_bad_rows'] = True
@@ -148,6 +157,7 @@ def remember(run:Run, data:str|None=None, unlabelled:str|None=None, preset:str|N
     values = parameters(preset, given)
     if not values['curate_data']: raise UserError(f'{run.path} does not know its data', 'name the manifest: --data ads.csv')
     write_json(dict(preset=preset, parameters={name: values[name] for name in given}), run/'run.json')
+    (run/'human').mkdir(exist_ok=True)
     return values
 
 # %% ../nbs/70_pipeline.ipynb #f0177d90
@@ -161,14 +171,26 @@ def _bar_line(s, n, stages):
     return f'{line}: {s.get("what", "")} {"#"*round(20*share):20s} {100*share:.0f} %{left}'
 
 # %% ../nbs/70_pipeline.ipynb #5a42920f
-def watch(status:Path, stages:list[str], stop:threading.Event, out=sys.stderr)->None:
-    "Draw the progress line in a terminal, or one line a stage elsewhere, until `stop`."
-    shown = None
+def watch(status:Path, stages:list[str], stop:threading.Event, out)->None:
+    "Draw the progress line in the terminal `out`, or a line for each stage elsewhere, until `stop`."
+    shown = 0
     while not stop.wait(.3):
         s = read_status(status)
+        name = s.get('stage', '').partition('_')[2]
         if out.isatty(): print('\r\033[K' + _bar_line(s, len(stages), stages)[:110], end='', file=out, flush=True)
-        elif s.get('stage') and s['stage'] != shown: print(shown := s['stage'], file=out, flush=True)
+        elif name in stages: # several quick stages may lie between two looks
+            for i in range(shown, stages.index(name)+1): print(f'[{i+1}/{len(stages)}] {stages[i]}', file=out, flush=True)
+            shown = max(shown, stages.index(name)+1)
     if out.isatty(): print('\r\033[K', end='', file=out, flush=True)
+
+@contextmanager
+def quiet(log:Path):
+    "Send what this process and its children write to stderr into `log`; yields the real stderr."
+    sys.stderr.flush()
+    with os.fdopen(os.dup(2), 'w') as real, open(log, 'a') as f:
+        os.dup2(f.fileno(), 2)
+        try: yield real
+        finally: os.dup2(real.fileno(), 2)
 
 # %% ../nbs/70_pipeline.ipynb #242c7d12
 class StageFailed(Exception):
@@ -177,7 +199,7 @@ class StageFailed(Exception):
 def failure(error, run:Run, status:dict)->Exception:
     "What a failed cell means to the person who started the run."
     text = re.sub(r'\x1b\[[0-9;]*m', '', '\n'.join(error.traceback))
-    (run/'log.txt').write_text(text+'\n')
+    with open(run/'log.txt', 'a') as f: f.write(text+'\n')
     where = f'stage {status.get("stage", "start")}'
     if error.ename == 'UserError': return UserError(f'{where}: {error.evalue}')
     return StageFailed(f'{where}: {error.ename}: {error.evalue.splitlines()[0] if error.evalue else ""}; this is a defect of the kit, please report it; log: {run/"log.txt"}')
@@ -192,15 +214,15 @@ def execute(run:Run, values:dict, until:str|None=None, wait:float=120.)->list[di
         # A killed run's kernel and workers live on for some seconds; what they still write must not mix with ours.
         with lock(run, 'work', wait=wait, waiting=lambda: print('waiting for what a killed run left behind', file=sys.stderr)): status.unlink(missing_ok=True)
         stop = threading.Event()
-        watcher = threading.Thread(target=watch, args=(status, stages, stop), daemon=True)
         os.environ.update(SUBTASK_KIT_STATUS=str(status), JUPYTER_PREFER_ENV_PATH='1')
         values = values | dict(run_path=str(run.path), workers=run.workers, until=until or '')
-        watcher.start()
-        # The kernel's log level: it warns in every terminal that its sockets are not encrypted, and they never leave this machine.
-        try: papermill.execute_notebook(str(notebook('pipeline')), str(run/'pipeline.ipynb'), values, kernel_name='python3', progress_bar=False, cwd=str(run.path), extra_arguments=['--log-level=ERROR'])
-        except papermill.PapermillExecutionError as e: raise failure(e, run, read_status(status)) from None
-        finally:
-            os.environ.pop('SUBTASK_KIT_STATUS', None)
-            stop.set()
-            watcher.join()
+        with quiet(run/'log.txt') as terminal:
+            watcher = threading.Thread(target=watch, args=(status, stages, stop, terminal), daemon=True)
+            watcher.start()
+            try: papermill.execute_notebook(str(notebook('pipeline')), str(run/'pipeline.ipynb'), values, kernel_name='python3', progress_bar=False, cwd=str(run.path))
+            except papermill.PapermillExecutionError as e: raise failure(e, run, read_status(status)) from None
+            finally:
+                os.environ.pop('SUBTASK_KIT_STATUS', None)
+                stop.set()
+                watcher.join()
     return [m for m in map(read_manifest, sorted(run.path.glob('[0-9]*'))) if m and m['spec']['stage'].partition('_')[2] in stages]

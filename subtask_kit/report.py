@@ -251,7 +251,7 @@ def tiles(d)->str:
     if 'ads' in d:
         train = d['ads'][d['ads'].split == 'train']
         out.append(tile(num(len(train)), 'training ads', f'{num(int((train.label == 0).sum()))} of them defective'))
-    if 'competence' in d: out.append(tile(f'{int(d["competence"].kept.sum())} of {len(d["competence"])}', 'sub-tasks kept', 'by competence'))
+    if 'competence' in d: out.append(tile(f'{int(d["competence"].kept.sum())} of {len(d["competence"])}', 'sub-tasks kept', 'by competence and a person' if d['competence'].by.eq('person').any() else 'by competence'))
     if 'results' in d: out += result_tiles(d)
     return f'<div class=tiles>{"".join(out)}</div>'
 

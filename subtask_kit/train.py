@@ -30,11 +30,12 @@ def parameter_groups(model:nn.Module,
                      weight_decay:float=.01 # for all parameters but the biases
                     )->list[dict]:      # groups for a torch optimiser, `base_lr` kept for the schedule
     "Split parameters by learning rate and by weight decay."
-    heads = {id(p) for p in model.head_parameters()} if hasattr(model, 'head_parameters') else set()
+    if lr_encoder is None or not hasattr(model, 'head_parameters'): lr_encoder, heads = lr, set()
+    else: heads = {id(p) for p in model.head_parameters()}
     groups = {}
     for name, p in model.named_parameters():
         if not p.requires_grad: continue
-        rate = lr if lr_encoder is None or id(p) in heads else lr_encoder
+        rate = lr if id(p) in heads else lr_encoder
         groups.setdefault((rate, 0. if name.endswith('bias') else weight_decay), []).append(p)
     return [dict(params=ps, lr=rate, base_lr=rate, weight_decay=wd) for (rate, wd), ps in groups.items()]
 
@@ -91,6 +92,7 @@ def fit(model:nn.Module,
         after_epoch:Callable=lambda epoch: None # told after each epoch, for progress
        )->list[dict]:      # one dict an epoch: epoch, loss, val_loss and what `loss` logs; `model` is left in its best state
     "Train `model` and leave it with the weights of its best epoch (lowest validation loss; ties to the earlier)."
+    if schedule not in SCHEDULES or optimiser not in OPTIMISERS: raise UserError(f'schedule {schedule!r} or optimiser {optimiser!r} is not known', f'choose from {", ".join([*SCHEDULES, *OPTIMISERS])}')
     acc = accelerator(device)
     model, opt = acc.prepare(model, OPTIMISERS[optimiser](parameter_groups(model, lr, lr_encoder, weight_decay)))
     plain = acc.unwrap_model(model)

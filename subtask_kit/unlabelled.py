@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from .artifacts import read_table, read_tensors, stage, write_table
+from .core import check_fields
 from .device import one_thread
 from .selflabel import assign_new
 
@@ -22,7 +23,7 @@ class Unlabelled:
     quantile: float = .05 # an ad below this quantile of its cluster's confidences is too far away
     sure: float = 2.      # the teacher is sure of a defect when its margin is below minus this (logits; with smoothing .05 a margin saturates near 3.7)
     hard: bool = False    # give every routed ad the verdict defective
-    device: str = 'auto'
+    def __post_init__(self): check_fields(self, 'unlabelled', shares='quantile')
 
 # %% ../nbs/36_unlabelled.ipynb #3ea2470e
 def judge(routed:pd.DataFrame,     # ad_id, cluster, confidence, margin

@@ -89,7 +89,7 @@ def test_a_deit_student_equals_timms_own_average(distilled):
         assert torch.allclose(p_acceptable(cls, dist), (cls if dist is None else net(x)).softmax(1)[:, 1], atol=1e-6)
 
 
-@pytest.mark.parametrize('name', ['test_vit', 'swin_tiny_patch4_window7_224'])
+@pytest.mark.parametrize('name', ['test_vit', ('swin_tiny_patch4_window7_224')])
 def test_a_student_without_a_distillation_token_is_refused(name):
     with pytest.raises(UserError, match='distillation token'): TimmStudent(name, True, False)
 

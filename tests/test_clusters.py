@@ -58,7 +58,8 @@ def test_an_edit_survives_a_relabelling():
 
 @pytest.mark.parametrize('edit', [op('drop', cluster=9), op('drop', cluster='1'), op('drop', cluster=[1]), op('drop'), op('merge', clusters=[]), op('merge', clusters=[0, 9]), op('move', ads=['zz'], cluster=1),
                                   op('move', ads=['a'], cluster=9), op('split', cluster=0, ads=['c']), op('split', cluster=0, ads=[]), op('eat', cluster=1), op('rename', cluster=1), op('drop', cluster=1, why='x'),
-                                  {'cluster': 1}, 5, ['drop', 1], 'drop', None])
+                                  {'cluster': 1},
+                                  *[(v) for v in (5, ['drop', 1], 'drop', None)]])
 def test_an_edit_that_cannot_be_done_names_its_line(edit):
     with pytest.raises(UserError, match='edits.jsonl line 2'): replay(RAW, [op('drop', cluster=0), edit])
 

@@ -75,8 +75,7 @@ def test_without_a_pool_the_chain_runs(micro, tmp_path):
     run = open_run(tmp_path/'run', create=True)
     run_stages(run, configure('micro', {'curate_data': str(micro/'manifest.csv')}))
     assert len(read_table(run/'36_unlabelled/routed.parquet')) == 0 and (run/'report.html').exists()
-    a, b = (read_table(run/f'37_distill/{m}/0/student_scores.parquet') for m in ('ft_sd', 'ft_sd_ul'))
-    pd.testing.assert_frame_equal(a, b)
+    assert (run/'37_distill/ft_sd').exists() and not (run/'37_distill/ft_sd_ul').exists(), 'without a pool the row has nothing of its own'
 
 
 @pytest.mark.parametrize('values', [dict(unlabelled_quantile=2)])

@@ -2,6 +2,7 @@
 
     python tools/publish.py runs/demo storefront --pictures
     python tools/publish.py runs/fashion fashion
+    python tools/publish.py runs/fashion1 fashion_1      (the world drawn with data seed 1)
 """
 import argparse
 from html import escape
@@ -37,10 +38,10 @@ def main():
     p.add_argument('--pictures', action='store_true', help="also renew the README's pictures")
     args = p.parse_args()
     run = open_run(args.run)
-    table = read_table(run/'41_evaluate/results.parquet').round(4)
+    t = read_json(run/'34_select/metrics.json')
+    table = read_table(run/'41_evaluate/results.parquet').round(4).assign(kept=t['kept'], clusters=t['clusters'])
     table.to_csv(NBS/'benchmarks/results'/f'{args.name}.csv', index=False)
     read_table(run/'41_evaluate/claims.parquet').round(4).to_csv(NBS/'benchmarks/results'/f'{args.name}_claims.csv', index=False)
-    t = read_json(run/'34_select/metrics.json')
     print(f"{args.name}: {t['kept']} of {t['clusters']} clusters kept")
     if args.pictures:
         Image.fromarray(contact_sheet(read_run(run), 12)).save(NBS/'images/clusters.jpg', quality=85)

@@ -1,0 +1,109 @@
+"The command line: exit codes, one line, nothing left behind, and the whole way once."
+import re
+import subprocess
+
+import pytest
+from conftest import KIT, kit
+from stages import copy_of, manifests
+from subtask_kit import cli
+from subtask_kit.artifacts import open_run, read_json
+
+
+def fails(capsys, *words):
+    "The exit code and the line of a command that ends with an error, run in this process."
+    with pytest.raises(SystemExit) as e: cli.main([str(w) for w in words])
+    return e.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize('words, text', [
+    (['--data', 'DATA', '-p', 'selflabel_kk', '3'], 'did you mean selflabel_k'), (['--data', 'DATA', '-p', 'selflabel_k', 'many'], 'selflabel_k'), (['--data', 'DATA', '-p', 'distill_epochs', 'inf'], 'distill_epochs'),
+    (['--data', 'DATA', '--until', 'nostage'], 'no stage'), (['--data', 'DATA', '--preset', 'huge'], 'no preset'), ([], '--data'), (['--data', 'nowhere.csv'], 'nowhere.csv'),
+    (['--data', 'DATA', '--unlabelled', 'nowhere.csv'], 'nowhere.csv'), (['--data', 'DATA', '--workers', 'some'], 'workers'), (['--data', 'DATA', '-p', 'selflabel_k'], '-p'), (['--data', 'DATA', '--nonsense'], 'nonsense')])
+def test_a_mistake_in_run_is_one_line_and_leaves_nothing(capsys, micro, tmp_path, monkeypatch, words, text):
+    import subtask_kit.pipeline
+    monkeypatch.setattr(subtask_kit.pipeline, 'execute', lambda *args: pytest.fail('the pipeline was started'), raising=True)
+    words = [micro/'manifest.csv' if w == 'DATA' else w for w in words]
+    code, err = fails(capsys, 'run', tmp_path/'run', *words)
+    assert code == 2 and text in err and len(err.splitlines()) == 1 and err.startswith('error: ') and not (tmp_path/'run').exists()
+
+
+@pytest.mark.parametrize('words', [['report', 'nowhere'], ['check', 'nowhere.csv'], ['synth', 'x', '--world', 'fashion'],
+                                   *[(w) for w in (['report'], ['nonsense'], [], ['synth', 'x', '--size', 'huge'])]])
+def test_other_mistakes_are_one_line(capsys, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    code, err = fails(capsys, *words)
+    assert code == 2 and len(err.splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_file_where_a_run_should_be(capsys, micro):
+    code, err = fails(capsys, 'run', micro/'manifest.csv', '--data', micro/'manifest.csv')
+    assert code == 2 and len(err.splitlines()) == 1
+
+
+def test_a_mistake_on_an_existing_run_leaves_it_as_it_was(capsys, micro_run, tmp_path):
+    run = copy_of(micro_run, tmp_path/'run')
+    before = (run/'run.json').read_text()
+    for words in (['-p', 'nonsense', '1'], ['--until', 'nostage', '-p', 'distill_epochs', '5'], ['--preset', 'huge']):
+        assert fails(capsys, 'run', run.path, *words)[0] == 2
+        assert (run/'run.json').read_text() == before
+
+
+def test_errors_become_exit_codes(capsys, monkeypatch):
+    from subtask_kit.core import UserError
+    for error, code, text in ((UserError('a\nb', 'c'), 2, 'error: a b; c\n'), (KeyError('x'), 1, "error: KeyError: 'x'\n"), (KeyboardInterrupt(), 1, 'error: interrupted; run the same command to go on\n')):
+        def broken(args): raise error
+        monkeypatch.setattr(cli, 'doctor', broken)
+        assert fails(capsys, 'doctor') == (code, text)
+
+
+def test_every_command_has_help(capsys):
+    for words in ([], ['synth'], ['check'], ['run'], ['report'], ['doctor']):
+        with pytest.raises(SystemExit) as e: cli.main([*words, '--help'])
+        assert e.value.code == 0 and 'usage' in capsys.readouterr().out
+
+
+def test_help_of_run_lists_every_parameter_and_its_comment(capsys):
+    from subtask_kit.pipeline import documented
+    with pytest.raises(SystemExit): cli.main(['run', '-h'])
+    out = capsys.readouterr().out
+    for name, (_, comment) in documented().items(): assert re.search(rf'^  {name} = .*{re.escape(comment)}', out, re.M)
+
+
+def test_doctor_and_check(capsys, micro):
+    cli.main(['doctor'])
+    out = capsys.readouterr().out
+    assert 'subtask_kit' in out and 'tf_efficientnet_lite0 from its package' in out and 'plain install: complete' in out
+    cli.main(['check', str(micro/'manifest.csv'), '--unlabelled', str(micro/'unlabelled.csv')])
+    assert 'usable' in capsys.readouterr().out
+
+
+def test_report_of_a_finished_and_of_an_empty_run(capsys, micro_run, tmp_path):
+    run = copy_of(micro_run, tmp_path/'run')
+    (run/'report.html').unlink()
+    cli.main(['report', str(run.path)])
+    assert capsys.readouterr().out.strip() == str(run/'report.html') and (run/'report.html').stat().st_size > 10_000
+    (tmp_path/'empty').mkdir()
+    code, err = fails(capsys, 'report', tmp_path/'empty')
+    assert code == 2 and len(err.splitlines()) == 1
+
+
+def last(done): return [x for x in done.stderr.splitlines() if not re.fullmatch(r'\[\d+/\d+\] \w+', x)]
+
+
+def test_the_users_mistake_in_a_stage_and_then_the_remedy(micro_run, tmp_path):
+    "Through papermill: an error inside the notebook comes back as one line; the next command remembers and mends."
+    run = copy_of(micro_run, tmp_path/'run')
+    done = kit('run', run.path, '-p', 'select_T', '1.5', '-p', 'select_rule', 'estimate', '--until', 'select', check=False)
+    assert done.returncode == 2 and len(last(done)) == 1 and 'stage 34_select' in last(done)[0] and 'select_T' in last(done)[0]
+    assert read_json(run/'run.json')['parameters']['select_T'] == 1.5
+
+
+def test_an_error_of_ours_points_to_the_log(micro_run, tmp_path):
+    "An artifact that has the right size and the wrong bytes."
+    run = copy_of(micro_run, tmp_path/'run')
+    file, manifest = run/'36_unlabelled/routed.parquet', run/'37_distill/manifest.json'
+    file.write_bytes(b'x'*file.stat().st_size)
+    manifest.unlink()
+    done = subprocess.run([KIT, 'run', run.path, '-p', 'distill_lr', '.01', '--workers', '1'], capture_output=True, text=True)
+    assert done.returncode == 1 and len(last(done)) == 1 and 'stage 37_distill' in last(done)[0] and str(run/'log.txt') in last(done)[0]
+    assert 'Traceback' in (run/'log.txt').read_text() and '\x1b' not in (run/'log.txt').read_text() and 'distill' not in manifests(open_run(run))
