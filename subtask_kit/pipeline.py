@@ -13,6 +13,7 @@ import difflib
 import importlib.util
 import inspect
 import json
+import logging
 import math
 import os
 import re
@@ -196,11 +197,12 @@ def quiet(log:Path):
 class StageFailed(Exception):
     "A stage ended with an error of ours; `str` says which, why and where the log is."
 
-def failure(error, run:Run, status:dict)->Exception:
+def failure(error, run:Run, status:dict)->BaseException:
     "What a failed cell means to the person who started the run."
     text = re.sub(r'\x1b\[[0-9;]*m', '', '\n'.join(error.traceback))
     with open(run/'log.txt', 'a') as f: f.write(text+'\n')
     where = f'stage {status.get("stage", "start")}'
+    if error.ename == 'KeyboardInterrupt': return KeyboardInterrupt()
     if error.ename == 'UserError': return UserError(f'{where}: {error.evalue}')
     return StageFailed(f'{where}: {error.ename}: {error.evalue.splitlines()[0] if error.evalue else ""}; this is a defect of the kit, please report it; log: {run/"log.txt"}')
 
@@ -208,6 +210,7 @@ def failure(error, run:Run, status:dict)->Exception:
 def execute(run:Run, values:dict, until:str|None=None, wait:float=120.)->list[dict]: # the manifests of what has run
     "Run the pipeline notebook headlessly; the executed copy is `pipeline.ipynb` in the run."
     import papermill
+    logging.getLogger('asyncio').setLevel(logging.CRITICAL) # after Ctrl-C it would report every task that did not end by itself
     run = open_run(run.path.resolve(), run.workers) # papermill changes the working directory
     stages, status = until_stage(until), run/'.status.json'
     with lock(run, 'run'):

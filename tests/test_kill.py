@@ -23,9 +23,9 @@ def outputs(run):
     return found
 
 
-def start(run, micro):
-    return subprocess.Popen([KIT, 'run', run, '--data', micro/'manifest.csv', '--unlabelled', micro/'unlabelled.csv', '--preset', 'micro', '--workers', '1'],
-                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+def start(run, micro, **options):
+    words = [KIT, 'run', run, '--data', micro/'manifest.csv', '--unlabelled', micro/'unlabelled.csv', '--preset', 'micro', '--workers', '1']
+    return subprocess.Popen(words, **dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) | options)
 
 
 def strike(process, run, target, seconds, whole_group):
@@ -50,17 +50,19 @@ def test_killed_runs_end_with_the_same_bytes(micro, micro_run, tmp_path):
     assert not list(run.rglob('*.tmp')), 'temporary files are left behind'
 
 
-def test_a_second_command_on_a_running_run_stops(micro, tmp_path):
+def test_a_second_command_on_a_running_run_stops_and_ctrl_c_is_one_line(micro, tmp_path):
     run = tmp_path/'busy'
-    first = start(run, micro)
+    first = start(run, micro, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.time() + 60
-        while not (run/'.run.lock').exists() and time.time() < deadline: time.sleep(.1)
-        time.sleep(1)
+        while not read_status(run/'.status.json') and time.time() < deadline: time.sleep(.1)
         second = kit('run', run, check=False)
-        assert second.returncode == 2 and 'in use' in second.stderr
+        assert second.returncode == 2 and 'in use' in second.stderr and len(second.stderr.splitlines()) == 1
+        os.killpg(first.pid, signal.SIGINT)
+        said = [line for line in first.communicate(timeout=30)[1].splitlines() if not line.startswith('[')]
+        assert first.returncode == 1 and said == ['error: interrupted; run the same command to go on']
     finally:
-        os.killpg(first.pid, signal.SIGKILL)
+        if first.poll() is None: os.killpg(first.pid, signal.SIGKILL)
         first.wait()
 
 
