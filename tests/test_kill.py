@@ -23,8 +23,8 @@ def outputs(run):
     return found
 
 
-def start(run, micro, **options):
-    words = [KIT, 'run', run, '--data', micro/'manifest.csv', '--unlabelled', micro/'unlabelled.csv', '--preset', 'micro', '--workers', '1']
+def start(run, micro, *more, **options):
+    words = [KIT, 'run', run, '--data', micro/'manifest.csv', '--unlabelled', micro/'unlabelled.csv', '--preset', 'micro', '--workers', '1', *more]
     return subprocess.Popen(words, **dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) | options)
 
 
@@ -52,7 +52,7 @@ def test_killed_runs_end_with_the_same_bytes(micro, micro_run, tmp_path):
 
 def test_a_second_command_on_a_running_run_stops_and_ctrl_c_is_one_line(micro, tmp_path):
     run = tmp_path/'busy'
-    first = start(run, micro, stderr=subprocess.PIPE, text=True)
+    first = start(run, micro, '-p', 'distill_epochs', '2000', stderr=subprocess.PIPE, text=True) # long enough to be still at it
     try:
         deadline = time.time() + 60
         while not read_status(run/'.status.json') and time.time() < deadline: time.sleep(.1)
