@@ -50,19 +50,16 @@ def test_killed_runs_end_with_the_same_bytes(micro, micro_run, tmp_path):
     assert not list(run.rglob('*.tmp')), 'temporary files are left behind'
 
 
-def test_a_second_command_on_a_running_run_stops_and_ctrl_c_is_one_line(micro, tmp_path):
+def test_a_second_command_on_a_running_run_stops(micro, tmp_path):
     run = tmp_path/'busy'
-    first = start(run, micro, '-p', 'distill_epochs', '2000', stderr=subprocess.PIPE, text=True) # long enough to be still at it
+    first = start(run, micro, '-p', 'distill_epochs', '2000') # long enough to be still at it
     try:
         deadline = time.time() + 60
         while not read_status(run/'.status.json') and time.time() < deadline: time.sleep(.1)
         second = kit('run', run, check=False)
         assert second.returncode == 2 and 'in use' in second.stderr and len(second.stderr.splitlines()) == 1
-        os.killpg(first.pid, signal.SIGINT)
-        said = [line for line in first.communicate(timeout=30)[1].splitlines() if not line.startswith('[')]
-        assert first.returncode == 1 and said == ['error: interrupted; run the same command to go on']
     finally:
-        if first.poll() is None: os.killpg(first.pid, signal.SIGKILL)
+        os.killpg(first.pid, signal.SIGKILL)
         first.wait()
 
 
