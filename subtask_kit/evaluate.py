@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from .artifacts import Run, hash_json, read_json, read_table, stage, write_json, write_table
+from .artifacts import Run, hash_json, read_json, read_table, stage, write_table
 from .core import DEFECTIVE, UserError, check_fields
 from .metrics import auc, bootstrap_auc, bootstrap_npv, counts_at, interval, mean_over_seeds, npv_at, operating_point, recall_at, wilson
 

@@ -433,7 +433,7 @@ METHODS = dict(
     vit='plain transformer', deit_1='one teacher for the whole task', at_sd='all specialists, nothing dropped', ft='kept sub-tasks, no teacher',
     ft_hd='kept specialists, hard targets', ft_sd='kept specialists, soft targets', ft_sd_cc='the same, increasing confidence',
     ft_sd_acc='the same, decreasing confidence', ft_sd_pc='the same, increasing performance', ft_sd_apc='the same, decreasing performance',
-    ft_sd_ul='the same, with unlabelled ads', ft_sd_cc_ul='increasing confidence and unlabelled ads', ft_sd_chosen='in the order that a person chose')
+    ft_sd_ul='the same, with unlabelled ads', ft_sd_cc_ul='increasing confidence and unlabelled ads', ft_sd_hand='in the order that a person chose')
 
 def level_name(metric:str)->str: return 'AUC' if metric == 'auc' else esc(percent(metric).replace('npv@', 'NPV at ')) + ' FPR'
 
