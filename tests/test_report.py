@@ -11,7 +11,8 @@ from plotly.offline import get_plotlyjs
 from subtask_kit import report as module
 from subtask_kit.artifacts import read_json, read_table, write_json, write_table
 from subtask_kit.core import UserError
-from subtask_kit.report import Report, outdated, page, read_run, report
+from subtask_kit.report import Report, page, report
+from subtask_kit.view import outdated, read_run
 
 STAGES = ['13_curate', '25_features', '31_selflabel', '32_clusters', '33_specialists', '34_select', '35_curriculum', '36_unlabelled', '37_distill', '41_evaluate']
 

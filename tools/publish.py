@@ -12,7 +12,8 @@ import pandas as pd
 from PIL import Image
 
 from subtask_kit.artifacts import open_run, read_json, read_table
-from subtask_kit.report import contact_sheet, read_run
+from subtask_kit.report import contact_sheet
+from subtask_kit.view import read_run
 
 NBS = Path(__file__).parent.parent/'nbs'
 

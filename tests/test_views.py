@@ -1,0 +1,320 @@
+"The browser halves of the widgets, in Debian's chromium with a model that only remembers."
+import base64
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+sync_api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
+CHROMIUM = shutil.which('chromium')
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(not CHROMIUM, reason="there is no chromium on this machine (apt-get install chromium)")]
+
+STATIC = Path(__file__).parents[1]/'subtask_kit/static'
+FLAGS = '--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
+PAGE = '''<!doctype html><meta charset=utf-8><link rel=stylesheet href=widgets.css>
+<style>:root { color-scheme: light dark } body { margin: 0 } #el { width: 700px }
+[data-jp-theme-light=true] { --jp-layout-color1: white; --jp-ui-font-color1: black } [data-jp-theme-light=false] { --jp-layout-color1: #111; --jp-ui-font-color1: white }
+</style><body data-jp-theme-light=true><div class=stk-widget><div id=el></div><div class=stk-edits><button>drop</button></div></div><script>
+const bytes = text => {  // at an odd address, as a message's may be
+  const raw = Uint8Array.from(atob(text), c => c.charCodeAt(0)), b = new Uint8Array(raw.length + 1);
+  b.set(raw, 1);
+  return new DataView(b.buffer, 1);
+};
+const wire = traits => Object.fromEntries(Object.entries(traits).map(([k, v]) => [k, v?.bytes === undefined ? v : bytes(v.bytes)]));
+function fake(traits) {
+  const heard = {}, state = wire(traits), fire = (name, ...a) => [...heard[name] ?? []].forEach(f => f(...a));
+  const set = (k, v) => { if (state[k] !== v) { state[k] = v; fire('change:' + k); fire('change'); } };
+  return { sent: [], saved: 0, state, fire, heard, set, get: k => state[k], save_changes() { this.saved++; }, send(m) { this.sent.push(m); },
+    update: some => { const w = wire(some); Object.assign(state, w); for (const k in w) fire('change:' + k); fire('change'); },
+    on: (n, f) => { (heard[n] ??= new Set()).add(f); }, off: (n, f) => { heard[n]?.delete(f); },
+    listeners: () => Object.values(heard).reduce((s, x) => s + x.size, 0) };
+}
+async function show(name, traits, el = document.querySelector('#el')) {
+  window.view = await import('/' + name + '.js');
+  window.model ??= fake(traits);
+  return window.close_view = await view.default.render({ model, el });
+}
+const settled = () => new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)));
+</script>'''
+
+
+def as_bytes(data): return dict(bytes=base64.b64encode(bytes(data)).decode())
+
+
+@pytest.fixture(scope='module')
+def browser():
+    with sync_api.sync_playwright() as p:
+        b = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield b
+        b.close()
+
+
+@pytest.fixture
+def page(browser):
+    "A page that can reach nothing but the three views, and that must not complain."
+    p = browser.new_page(viewport=dict(width=800, height=700))
+    p.set_default_timeout(5000)
+    errors = []
+    p.on('pageerror', lambda e: errors.append(str(e)))
+
+    def serve(route):
+        name = route.request.url.rsplit('/', 1)[1]
+        kind = dict(js='text/javascript', css='text/css').get(name.rpartition('.')[2], 'text/html')
+        route.fulfill(body=PAGE if kind == 'text/html' else (STATIC/name).read_text(), content_type=kind)
+    p.route('**/*', serve)
+    p.goto('http://kit.test/')
+    yield p
+    assert not errors
+    p.close()
+
+
+def start(page, name, **traits): page.evaluate('([n, t]) => show(n, t).then(settled)', [name, traits])
+def settle(page): page.evaluate('settled()')
+def sent(page): return page.evaluate('model.sent')
+def get(page, trait): return page.evaluate(f'model.get({trait!r})')
+def update(page, **traits): page.evaluate('t => { model.update(t); return settled(); }', traits)
+
+
+# ---- map
+
+GROUPS = [dict(label='knives', colour='#cc2222', at=[16000, 16000], dim=False), dict(label='<b>pills</b>', colour='#2222cc', at=[48000, 48000], dim=False),
+          dict(label='rest', colour='#22cc22', at=None, dim=True)]
+
+
+def world(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 65536, (n, 2)).astype('<u2'), rng.integers(0, len(GROUPS), n).astype('<u2')
+
+
+def show_map(page, n, **more):
+    xy, code = world(n)
+    start(page, 'map', **{**dict(xy=as_bytes(xy), code=as_bytes(code), groups=GROUPS, selected=as_bytes(b''), height=400), **more})
+    return xy
+
+
+def picked(page, n):
+    "What is selected, as the Python half would unpack it."
+    raw = bytes(page.evaluate('[...new Uint8Array(model.get("selected").buffer, model.get("selected").byteOffset, model.get("selected").byteLength)]'))
+    assert len(raw) in (0, (n + 7)//8)
+    bits = np.unpackbits(np.frombuffer(raw, np.uint8), bitorder='little')
+    assert not bits[n:].any(), 'bits beyond the last point'
+    return np.flatnonzero(bits[:n])
+
+
+def on_screen(page, xy):
+    "Where the points lie, in the viewport's pixels."
+    ax, bx, ay, by = map(float, page.get_attribute('.stk-stage', 'data-frame').split())
+    box = page.locator('.stk-ink').bounding_box()
+    return xy.astype(float)*[ax, ay] + [bx + box['x'], by + box['y']]
+
+
+def drag(page, corners, button='left', *, modifier=None):
+    if modifier: page.keyboard.down(modifier)
+    page.mouse.move(*corners[0])
+    page.mouse.down(button=button)
+    for c in corners[1:]: page.mouse.move(*c)
+    page.mouse.up(button=button)
+    if modifier: page.keyboard.up(modifier)
+    settle(page)
+
+
+def even_odd(points, corners):
+    "The textbook rule, edge by edge."
+    odd = np.zeros(len(points), bool)
+    x, y = points.T
+    for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, 1, 0)):
+        with np.errstate(divide='ignore', invalid='ignore'): odd ^= ((y0 > y) != (y1 > y)) & (x < (x1 - x0)*(y - y0)/(y1 - y0) + x0)
+    return odd
+
+
+def shape(rng, k, centre=(350, 200), reach=170):
+    "A polygon that crosses itself, with whole pixels for corners."
+    return (np.array(centre) + rng.uniform(-reach, reach, (k, 2))).round().astype(int).tolist()
+
+
+@pytest.mark.parametrize('n', [1001, 4000])
+def test_lasso_picks_what_the_oracle_picks(page, n):
+    xy, rng = show_map(page, n), np.random.default_rng(n)
+    for k in (3, 4, 7, 12, 30):     # one over another: each is a new lasso
+        corners = shape(rng, k)
+        drag(page, corners)
+        assert picked(page, n).tolist() == np.flatnonzero(even_odd(on_screen(page, xy), corners)).tolist()
+    assert page.evaluate('model.saved') == 5 and not sent(page)
+
+
+def test_lasso_after_zoom_and_pan(page):
+    xy, rng = show_map(page, 4000), np.random.default_rng(1)
+    before = on_screen(page, xy)
+    page.mouse.move(200, 150)
+    page.mouse.wheel(0, -100)
+    settle(page)
+    assert np.allclose(on_screen(page, xy), before), 'without the focus the page scrolls, not the map'
+    page.focus('.stk-ink')
+    page.mouse.wheel(0, -100)
+    page.mouse.wheel(0, -100)
+    settle(page)
+    nearer = on_screen(page, xy)
+    grown = (nearer - [200, 150])/(before - [200, 150])
+    assert grown.min() > 1.3 and np.ptp(grown) < 1e-6, 'about the pointer'
+    drag(page, [(100, 100), (130, 80)], modifier='Shift')
+    assert np.allclose(on_screen(page, xy), nearer + [30, -20])
+    drag(page, [(100, 100), (90, 110)], 'middle')
+    assert np.allclose(on_screen(page, xy), nearer + [20, -10]) and not picked(page, 4000).size
+    for _ in range(3):
+        corners = shape(rng, 9)
+        drag(page, corners)
+        assert picked(page, 4000).tolist() == np.flatnonzero(even_odd(on_screen(page, xy), corners)).tolist()
+    page.mouse.dblclick(350, 200)
+    settle(page)
+    assert np.allclose(on_screen(page, xy), before)
+    page.evaluate('document.activeElement.blur()')
+    page.keyboard.down('Control')
+    page.mouse.wheel(0, -100)
+    page.keyboard.up('Control')
+    settle(page)
+    assert not np.allclose(on_screen(page, xy), before)
+
+
+def test_alt_adds_and_an_empty_lasso_clears(page):
+    xy = show_map(page, 2000)
+    one, two, nothing = [(100, 100), (200, 100), (200, 200), (100, 200)], [(180, 180), (300, 180), (300, 300), (180, 300)], [(1, 1), (9, 1), (9, 9), (1, 9)]
+    drag(page, one)
+    drag(page, two, modifier='Alt')
+    where = on_screen(page, xy)
+    assert picked(page, 2000).tolist() == np.flatnonzero(even_odd(where, one) | even_odd(where, two)).tolist()
+    drag(page, nothing, modifier='Alt')
+    assert picked(page, 2000).size
+    drag(page, nothing)
+    assert page.evaluate('model.get("selected").byteLength') == 0
+
+
+def test_a_short_drag_is_a_click(page):
+    xy = show_map(page, 60)
+    where = on_screen(page, xy)
+    for i in (3, 17):
+        near = np.round(where[i])
+        best = int(np.argmin(np.hypot(*(where - near).T)))
+        drag(page, [near, near + 1])
+        assert sent(page)[-1] == dict(kind='click', index=best)
+    apart = np.argwhere(np.hypot(*(np.moveaxis(np.mgrid[20:680, 20:380], 0, -1)[:, :, None] - where).transpose(3, 0, 1, 2)).min(2) > 12)[0] + 20
+    page.mouse.click(*map(int, apart))
+    assert len(sent(page)) == 2 and not picked(page, 60).size, 'nothing lies there'
+
+
+@pytest.mark.parametrize('n', [1, 7, 8, 13])
+def test_bits_of_a_last_byte_that_is_not_full(page, n):
+    show_map(page, n)
+    drag(page, [(2, 2), (698, 2), (698, 398), (2, 398)])
+    assert picked(page, n).tolist() == list(range(n))
+
+
+def test_keys(page):
+    xy = show_map(page, 500, selected=as_bytes(np.packbits(np.ones(500, np.uint8), bitorder='little')))
+    leaked = page.evaluate('(window.leaked = [], document.addEventListener("keydown", e => leaked.push(e.key)), leaked)')
+    whole = on_screen(page, xy)
+    page.focus('.stk-ink')
+    assert '500 points in 3 groups' in page.get_attribute('.stk-ink', 'aria-label') and page.get_attribute('.stk-ink', 'tabindex') == '0'
+    assert page.evaluate('getComputedStyle(document.querySelector(".stk-ink")).outlineStyle') == 'solid', 'the focus is visible'
+
+    def press(*some):
+        for key in some: page.keyboard.press(key)
+        settle(page)
+        return on_screen(page, xy)
+    right = press('ArrowRight') - whole
+    assert (right[:, 0] < 0).all() and (right[:, 1] == 0).all()
+    assert np.allclose(press('ArrowLeft', 'ArrowUp', 'ArrowDown'), whole)
+    assert np.ptp(press('+')[:, 0]) > 1.2*np.ptp(whole[:, 0])
+    assert np.allclose(press('-'), whole) and np.allclose(press('+', 'ArrowUp', '0'), whole)
+    press(']', '[')
+    assert sent(page) == [dict(kind='step', by=1), dict(kind='step', by=-1)]
+    assert picked(page, 500).size == 500
+    press('Escape', 'x')
+    assert not picked(page, 500).size and page.evaluate('leaked') == ['x'], 'JupyterLab must not see keys that the map has used'
+    assert leaked == []
+
+
+def pixels(page):
+    return np.array(page.evaluate('''() => { const c = document.querySelector('.stk-points');
+        return [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]; }'''), np.uint8).reshape(400, -1, 4)[..., :3].astype(int)
+
+
+def test_what_is_drawn(page):
+    xy, code = np.array([[10000, 30000], [30000, 30000], [50000, 30000]], '<u2'), np.array([0, 1, 2], '<u2')
+    start(page, 'map', xy=as_bytes(xy), code=as_bytes(code), groups=[dict(g, label='') for g in GROUPS], selected=None, height=402)
+
+    def colours():
+        image, at = pixels(page), np.round(on_screen(page, xy)).astype(int) - 1     # the frame's border
+        return [image[y, x].tolist() for x, y in at], image[200, 5].tolist()
+    (red, blue, dim), paper = colours()
+    assert red == [0xcc, 0x22, 0x22] and blue == [0x22, 0x22, 0xcc] and paper == [255]*3
+    assert dim[0] == dim[1] == dim[2] < 255, 'a dim group is grey'
+    update(page, selected=as_bytes([2]))
+    (red, blue, _), _ = colours()
+    assert min(red) > 150 and red != paper and blue == [0x22, 0x22, 0xcc], 'what is not selected is faint'
+    page.evaluate('document.body.dataset.jpThemeLight = "false"')
+    settle(page)
+    (red, blue, _), dark = colours()
+    assert dark == [0x11]*3 and max(red) < 100 and blue == [0x22, 0x22, 0xcc]
+    update(page, xy=as_bytes(xy[::-1].copy()), selected=as_bytes(b''))
+    assert colours()[0][0][0] > 100
+
+
+def test_without_jupyter_the_browsers_own_theme_counts(page):
+    show_map(page, 3)
+    page.evaluate('delete document.body.dataset.jpThemeLight')
+    seen = []
+    for scheme in ('light', 'dark'):
+        page.emulate_media(color_scheme=scheme)
+        settle(page)
+        seen.append(pixels(page)[200, 5].tolist())
+    assert seen[0] != seen[1]
+
+
+def test_labels_and_tooltips_are_text(page):
+    xy = np.array([[16000, 50000], [48000, 20000]], '<u2')
+    start(page, 'map', xy=as_bytes(xy), code=as_bytes(np.array([0, 1], '<u2')), groups=GROUPS, selected=as_bytes(b''), height=400)
+    where = on_screen(page, xy)
+    page.mouse.move(*where[1])
+    settle(page)
+    assert page.locator('.stk-tip').text_content() == '<b>pills</b>' and page.locator('.stk-map b').count() == 0
+    page.mouse.move(5, 5)
+    settle(page)
+    assert not page.locator('.stk-tip').is_visible()
+
+
+def test_two_views_of_one_model(page):
+    xy = show_map(page, 100)
+    page.evaluate('show("map", {}, document.body.appendChild(document.createElement("div"))).then(settled)')
+    drag(page, [(2, 2), (698, 2), (698, 398), (2, 398)])
+    shots = page.evaluate('[...document.querySelectorAll(".stk-points")].map(c => c.getContext("2d").getImageData(0, 0, 690, 390).data.join())')
+    assert len(shots) == 2 and picked(page, 100).size == len(xy)
+    page.evaluate('close_view()')
+    assert page.locator('.stk-map').count() == 1
+
+
+def test_two_hundred_thousand_points(page):
+    n = 200_000
+    page.evaluate('''() => { const real = requestAnimationFrame; window.frames_ms = [];
+        window.requestAnimationFrame = f => real(t => { const t0 = performance.now(); f(t); if (f.name === 'tick') frames_ms.push(performance.now() - t0); }); }''')
+    xy = show_map(page, n)
+    for _ in range(8):
+        page.evaluate('model.fire("change:groups"), settled()')
+    whole = page.evaluate('frames_ms.splice(0)')
+    t = np.linspace(0, 2*np.pi, 200, endpoint=False)
+    ring = np.c_[350 + (150 + 20*np.sin(9*t))*np.cos(t), 200 + (150 + 20*np.sin(9*t))*np.sin(t)]
+    page.evaluate('''() => { window.up_ms = []; const send = HTMLElement.prototype;
+        document.querySelector('.stk-ink').addEventListener('pointerup', () => { window.t_up = performance.now(); }, true);
+        model.on('change:selected', () => up_ms.push(performance.now() - t_up)); }''')
+    drag(page, ring.tolist())
+    drawn = page.evaluate('frames_ms.splice(0)')
+    got, want = picked(page, n), np.flatnonzero(even_odd(on_screen(page, xy), ring))
+    assert len(np.setxor1d(got, want)) <= 2 and got.size > 30_000     # two roundings on the way
+    hit = page.evaluate('(() => { const t0 = performance.now(); for (let i = 0; i < 10; i++) view.nearest(%s, {ax: .01, bx: 0, ay: .01, by: 0}, 300, 300); '
+                        'return (performance.now() - t0) / 10; })()' % 'view.words(model.get("xy"))')
+    lasso = page.evaluate('up_ms')[0]
+    print(f'\n200,000 points: redraw median {np.median(whole):.0f} ms (max {max(whole):.0f}), frames during a lasso median {np.median(drawn[:-1]):.1f} ms, '
+          f'lasso of 200 corners {lasso:.0f} ms, redraw after it {drawn[-1]:.0f} ms, nearest point {hit:.1f} ms')
+    assert max(whole) < 1000 and lasso < 1000 and np.median(drawn[:-1]) < 50
