@@ -24,7 +24,7 @@ setup(
     # The notebooks that papermill runs travel inside the package, so that an installed kit can run them.
     packages=find_packages(include=['subtask_kit*']) + ['subtask_kit.notebooks'],
     package_dir={'subtask_kit.notebooks': 'nbs/pipeline'},
-    package_data={'subtask_kit.notebooks': ['*.ipynb']},
+    package_data={'subtask_kit': ['static/*'], 'subtask_kit.notebooks': ['*.ipynb']},
     install_requires=cfg['requirements'].split(),
     extras_require=extras,
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},

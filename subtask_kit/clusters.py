@@ -149,12 +149,14 @@ def append_line(path:Path, value:dict)->None:
 # %% ../nbs/32_clusters.ipynb #c8c09ef6
 def save_edit(run:Run|str|Path,
               edit:dict,           # a line of the table above
-              known:int|None=None  # lines that the person has seen; None: whatever is there
+              known:int|None=None, # lines that the person has seen; None: whatever is there
+              base:str|None=None   # `base_of` the assignments that the person has seen; None: whatever is there
              )->tuple[int,Partition]: # lines now, and the clusters after it
     "Append one edit to `human/edits.jsonl`, signed and dated."
     run = open_run(run)
     (run/'human').mkdir(exist_ok=True)
     raw = read_table(run/'31_selflabel/assignments.parquet')
+    if base not in (None, base_of(raw)): raise Elsewhere('not saved: self-labelling has run anew, these clusters are gone', 'open the run again')
     with lock(run, 'human', wait=10):
         edits = read_edits(run)
         if known not in (None, len(edits)): raise Elsewhere(f'not saved: {len(edits)-known} operations were added elsewhere since you looked', 'look again and decide anew')

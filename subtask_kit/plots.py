@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['CONFIG', 'BLUE', 'ORANGE', 'GREEN', 'RED', 'PINK', 'SKY', 'GREY', 'COLOURS', 'SYMBOLS', 'LINE', 'TEMPLATE',
            'VERDICTS', 'figure', 'styled', 'show', 'to_html', 'text', 'cluster_label', 'cluster_map', 'dots', 'upright',
-           'teacher_plot', 'results_plot', 'recall_plot', 'loss_traces', 'curves', 'selflabel_plot', 'score_plot']
+           'teacher_plot', 'feed_plot', 'results_plot', 'recall_plot', 'loss_traces', 'curves', 'selflabel_plot',
+           'score_plot']
 
 # %% ../nbs/60_plots.ipynb #a66cc0ae
 import html
@@ -121,11 +122,27 @@ def teacher_plot(table:pd.DataFrame,  # competence.parquet
     def rows(verdict, colour, symbol):
         r = (table.verdict == verdict).values
         return dots(*table.loc[r, columns].values.T, label[r], colour, symbol, name=verdict, text=hover[r], hovertemplate='%{text}<extra></extra>')
-    traces = [rows(v, *look) for v,look in VERDICTS.items() if (table.verdict == v).any()]
+    traces = [rows(v, *look) for v,look in VERDICTS.items()] # an empty one too: a legend that stays, and a figure that can be brought up to date
     fig = figure(traces, 110 + 24*max(4, len(table)), xaxis_title='lift over the floor' if scale == 'lift' else 'NPV', yaxis_title='cluster',
                  yaxis=dict(type='category', categoryorder='array', categoryarray=label, range=[-.6, len(table)+.3], dtick=1))
     floor = 0. if scale == 'lift' else float(table.floor.iloc[0])
     return upright(upright(fig, T, f'T = {T:g}', 'dash'), floor, 'floor', 'dot', 'right' if floor > T else 'left')
+
+# %% ../nbs/60_plots.ipynb #9b65425b
+def feed_plot(feed:pd.DataFrame,   # from `curriculum.composition`
+              order:list[int],     # the curriculum
+              names:dict|None=None # cluster -> name
+             )->go.Figure:
+    "An epoch, batch by batch; batches of several sub-tasks are grey."
+    mixed = feed.groupby('batch').cluster.transform('size') > 1
+    t = feed.assign(cluster=feed.cluster.where(~mixed, -1)).groupby(['batch', 'cluster'], as_index=False)[['defective', 'acceptable']].sum()
+    colour = [GREY if c < 0 else COLOURS[order.index(c) % len(COLOURS)] for c in t.cluster]
+    said = ['all sub-tasks, mixed' if c < 0 else f'{order.index(c)+1}. cluster {cluster_label(c, names)}' for c in t.cluster]
+    def bars(column, sign, opacity):
+        hover = [f'batch {b+1}<br>{s}<br>{n} {column} ads' for b,s,n in zip(t.batch, said, t[column])]
+        return go.Bar(x=t.batch+1, y=sign*t[column], marker=dict(color=colour, opacity=opacity), text=hover, hovertemplate='%{text}<extra></extra>', textposition='none')
+    return figure([bars('defective', 1, 1), bars('acceptable', -1, .45)], 260, barmode='relative', bargap=.05, showlegend=False, xaxis_title='batch of the epoch',
+                  yaxis=dict(title='ads', tickformat=';d', zeroline=True))
 
 # %% ../nbs/60_plots.ipynb #b11e703f
 def results_plot(table:pd.DataFrame,  # results.parquet

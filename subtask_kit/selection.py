@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RULES', 'LITERAL', 'SIGNED', 'COLUMNS', 'Select', 'competence', 'judge', 'warn_low_T', 'sweep', 'read_choice',
-           'choices', 'save_choice', 'undo_choice', 'select']
+           'choices', 'save_choice', 'undo_choice', 'overrule', 'select']
 
 # %% ../nbs/34_selection.ipynb #92d1dd92
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .artifacts import Run, lock, open_run, read_json, read_table, read_tensors, stage, write_table
+from .artifacts import Run, lock, open_run, read_json, read_table, read_tensors, stage, write_json, write_table
 from .clusters import Elsewhere, signature
 from .core import UserError, check_fields
 from .metrics import bootstrap_npv, interval, lift, npv_at, npv_floor
@@ -119,8 +119,7 @@ def _write_choice(run, known, change):
     (run/'human').mkdir(exist_ok=True)
     with lock(run, 'human', wait=10):
         old = read_choice(run)
-        seen = choices(old)
-        if known not in (None, seen): raise Elsewhere('not saved: somebody has chosen elsewhere since you looked', 'look again and decide anew')
+        if known not in (None, old): raise Elsewhere('not saved: somebody has chosen elsewhere since you looked', 'look again and decide anew')
         new = change(old)
         try: write_json(new, run/'human/choice.json')
         except OSError as e: raise UserError(f'{run/"human/choice.json"}: not saved: {e.strerror}', 'make room and decide again') from e
@@ -132,7 +131,7 @@ def choices(choice:dict)->int:
 
 # %% ../nbs/34_selection.ipynb #3898ec73
 def save_choice(run:Run|str|Path,
-                known:int|None=None, # `choices` of the choice that the person has seen; None: whatever is there
+                known:dict|None=None, # the choice that the person has seen; None: whatever is there
                 **change             # kept, T, order, curriculum; None forgets one
                )->tuple[int,dict]:   # number of choices, and the choice as it is now
     "Change `human/choice.json`, signed and dated."
@@ -142,7 +141,7 @@ def save_choice(run:Run|str|Path,
         return now | signature() | dict(before=[*old.get('before', []), *([before] if before else [])])
     return _write_choice(run, known, replace)
 
-def undo_choice(run:Run|str|Path, known:int|None=None)->tuple[int,dict]:
+def undo_choice(run:Run|str|Path, known:dict|None=None)->tuple[int,dict]:
     "Go back to the choice before."
     def back(old):
         if not choices(old): raise UserError('there is no choice to take back')
@@ -163,7 +162,10 @@ def _measure(cfg, run):
     return table.assign(cluster=teachers.sort_values('position').cluster.to_numpy()), float((y == 0).mean())
 
 # %% ../nbs/34_selection.ipynb #ebc149ad
-def _by_person(table, dropped, chosen):
+def overrule(table:pd.DataFrame, # from `judge`, with cluster
+             dropped,            # clusters that a person threw out
+             chosen:list[int]|None # the `kept` list of choice.json
+            )->pd.DataFrame:     # with the column `by`: 'rule' or 'person'
     "Let a person's decisions overrule the rule's."
     table = table.assign(by='rule')
     def decide(rows, kept, why): table.loc[rows, ['kept', 'verdict', 'why', 'by']] = [kept, 'kept' if kept else 'dropped', why, 'person']
@@ -189,7 +191,7 @@ def select(cfg, run, out):
     alone = table.npv.isna()
     table['kept'] = table.kept.eq(True)
     table.loc[alone, 'verdict'], table.loc[alone, 'why'] = 'dropped', 'there is no teacher for it'
-    table = _by_person(table, clusters.cluster[clusters.dropped.astype(bool)], choice.get('kept'))
+    table = overrule(table, clusters.cluster[clusters.dropped.astype(bool)], choice.get('kept'))
     if not table.kept.any(): raise UserError(f'no teacher clears T = {cfg.T:g}: no sub-task is left to teach',
                                              'lower it (-p select_T), keep all (-p select_rule none), or check that the verdicts of teacher_test are right')
     write_table(table[COLUMNS], out/'competence.parquet')

@@ -35,15 +35,15 @@ def finished(run:Run)->dict: # stage -> manifest
 
 # %% ../nbs/55_view.ipynb #811b118d
 def read_run(run:Run|str|Path, # a run, finished or not
-             *wanted:str       # keys of `TABLES`; none for all. A wanted one that is not there is an error
+             *wanted:str       # keys of `TABLES`, with `?` where it may be missing; none given: all that are there
             )->dict:           # name -> table or plain value; 'run', 'manifests' (stage -> manifest), 'images'
     "What there is to look at."
     run = open_run(run)
     manifests = finished(run)
     def there(name): return TABLES[name].partition('/')[0] in manifests and (run/TABLES[name]).exists()
-    missing = [TABLES[name].partition('/')[0] for name in wanted if not there(name)]
+    missing = [TABLES[name].partition('/')[0] for name in wanted if name[-1] != '?' and not there(name)]
     if missing: raise UserError(f'{run.path} has not finished the stage {missing[0]}', f'subtask-kit run {run.path}')
-    files = {name: run/TABLES[name] for name in wanted or TABLES if there(name)}
+    files = {name: run/TABLES[name] for name in (w.rstrip('?') for w in wanted or TABLES) if there(name)}
     found = {name: read_json(p) if p.suffix == '.json' else read_table(p) for name,p in files.items()}
     if '13_curate' in manifests: found['images'] = np.load(run/'13_curate/images.npy', mmap_mode='r')
     return dict(run=run, manifests=manifests, **found)

@@ -13,6 +13,7 @@ function render({ model, el }) {
   notice.className = 'stk-notice';
   banner.className = 'stk-banner';
   el.append(root);
+  const off = new AbortController();
   let widget = null, asked = -Infinity, waiting = 0, n = 0, dead = false;
 
   function show() {
@@ -23,25 +24,18 @@ function render({ model, el }) {
     banner.textContent = words;
     widget?.classList.toggle('stk-dead', Boolean(words));
   }
-  function alive() {
+  function settle(lost) {
     clearTimeout(waiting);
-    waiting = 0;
-    dead = false;
-    warn('');
+    [waiting, dead] = [0, lost];
+    warn(lost ? GONE : '');
   }
-  function gone() {
-    clearTimeout(waiting);
-    waiting = 0;
-    dead = true;
-    warn(GONE);
-  }
+  const alive = () => settle(false), gone = () => settle(true);
   function look() {
     if (dead || waiting || performance.now() - asked < EVERY) return;
     asked = performance.now();
     waiting = setTimeout(() => warn(SILENT), PATIENCE);
     try { model.send({ kind: 'look', n: ++n }); } catch { gone(); }  // a comm of a kernel that is no more throws
   }
-  const heard = message => { if (message?.kind === 'here') alive(); };
   const changed = () => { show(); alive(); };
 
   // The element is attached after this function has run; it has a size then.
@@ -49,17 +43,17 @@ function render({ model, el }) {
     widget = el.closest('.stk-widget');
     if (!widget) return;
     attached.disconnect();
-    for (const name of ['pointerenter', 'focusin']) widget.addEventListener(name, look);
+    for (const name of ['pointerenter', 'focusin']) widget.addEventListener(name, look, { signal: off.signal });
     if (el.closest('.jupyter-widgets-disconnected')) gone();
   });
-  const watched = { change: changed, 'msg:custom': heard, comm_live_update: gone };
+  const watched = { change: changed, 'msg:custom': alive, comm_live_update: gone };
   show();
   attached.observe(root);
   for (const [name, f] of Object.entries(watched)) model.on(name, f);
   return () => {
     clearTimeout(waiting);
     attached.disconnect();
-    for (const name of ['pointerenter', 'focusin']) widget?.removeEventListener(name, look);
+    off.abort();
     for (const [name, f] of Object.entries(watched)) model.off(name, f);
     widget?.classList.remove('stk-dead');
     root.remove();
