@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CONFIG', 'BLUE', 'ORANGE', 'GREEN', 'RED', 'PINK', 'SKY', 'GREY', 'COLOURS', 'SYMBOLS', 'LINE', 'TEMPLATE',
            'VERDICTS', 'figure', 'styled', 'show', 'to_html', 'text', 'cluster_label', 'cluster_map', 'dots', 'upright',
-           'teacher_plot', 'feed_plot', 'results_plot', 'recall_plot', 'loss_traces', 'curves', 'selflabel_plot',
-           'score_plot']
+           'teacher_marks', 'teacher_plot', 'feed_plot', 'results_plot', 'recall_plot', 'loss_traces', 'curves',
+           'selflabel_plot', 'score_plot']
 
 # %% ../nbs/60_plots.ipynb #a66cc0ae
 import html
@@ -108,6 +108,16 @@ def upright(fig:go.Figure, at:float, label:str, dash:str='dot', side:str='right'
     return fig.add_annotation(x=at, y=1, yref='paper', yanchor='top', xanchor='left' if side == 'right' else 'right', text=label, showarrow=False)
 
 # %% ../nbs/60_plots.ipynb #026d73fa
+def teacher_marks(table:pd.DataFrame,  # competence, one row a teacher
+                  names:dict|None=None # cluster -> name
+                 )->dict:              # color, symbol, text: a list each, in the order of the rows
+    "What a verdict looks like, and what the hand finds when it hovers."
+    label = table.cluster.map(lambda c: cluster_label(c, names))
+    why = table.why.map(lambda w: '<br>'.join(text(part) for part in w.split('; ')))
+    colour, symbol = zip(*(VERDICTS[v] for v in table.verdict)) if len(table) else ((), ())
+    return dict(color=list(colour), symbol=list(symbol), text=('cluster ' + label + '<br>' + table['size'].map('{} ads<br>'.format) + why).tolist())
+
+# %% ../nbs/60_plots.ipynb #a56a5276
 def teacher_plot(table:pd.DataFrame,  # competence.parquet
                  T:float=.1,          # the threshold
                  scale:str='lift',    # what T is compared with: 'lift' or 'npv'
@@ -116,14 +126,11 @@ def teacher_plot(table:pd.DataFrame,  # competence.parquet
     "Competence of every teacher with its interval, the floor and T."
     columns = ['lift', 'lift_low', 'lift_high'] if scale == 'lift' else ['npv', 'low', 'high']
     table = table[table[columns[0]].notna()].sort_values(columns[0])
-    label = table.cluster.map(lambda c: cluster_label(c, names))
-    why = table.why.map(lambda w: '<br>'.join(text(part) for part in w.split('; ')))
-    hover = 'cluster ' + label + '<br>' + table['size'].map('{} ads<br>'.format) + why
-    def rows(verdict, colour, symbol):
-        r = (table.verdict == verdict).values
-        return dots(*table.loc[r, columns].values.T, label[r], colour, symbol, name=verdict, text=hover[r], hovertemplate='%{text}<extra></extra>')
-    traces = [rows(v, *look) for v,look in VERDICTS.items()] # an empty one too: a legend that stays, and a figure that can be brought up to date
-    fig = figure(traces, 110 + 24*max(4, len(table)), xaxis_title='lift over the floor' if scale == 'lift' else 'NPV', yaxis_title='cluster',
+    label, marks = table.cluster.map(lambda c: cluster_label(c, names)), teacher_marks(table, names)
+    teachers = dots(*table[columns].values.T, label, marks['color'], marks['symbol'], text=marks['text'], hovertemplate='%{text}<extra></extra>', showlegend=False)
+    teachers.error_x.color = GREY
+    legend = [go.Scatter(x=[None], y=[None], mode='markers', name=v, marker=dict(color=c, symbol=s, size=11)) for v,(c,s) in VERDICTS.items()]
+    fig = figure([teachers, *legend], 110 + 24*max(4, len(table)), xaxis_title='lift over the floor' if scale == 'lift' else 'NPV', yaxis_title='cluster',
                  yaxis=dict(type='category', categoryorder='array', categoryarray=label, range=[-.6, len(table)+.3], dtick=1))
     floor = 0. if scale == 'lift' else float(table.floor.iloc[0])
     return upright(upright(fig, T, f'T = {T:g}', 'dash'), floor, 'floor', 'dot', 'right' if floor > T else 'left')

@@ -100,11 +100,10 @@ SIDE = 65535
 
 def to_grid(xy # n x 2
            )->np.ndarray: # n x 2, uint16
-    "Coordinates as whole numbers that keep the shape of the map and fill the longer side."
+    "Coordinates as whole numbers that fill the map in both directions."
     xy = np.asarray(xy, float)
     low, high = xy.min(0), xy.max(0)
-    scale = SIDE/max((high-low).max(), 1e-12)
-    return ((xy - (low+high)/2)*scale + SIDE/2).round().clip(0, SIDE).astype('uint16')
+    return ((xy-low)/np.maximum(high-low, 1e-12)*SIDE).round().astype('uint16')
 
 # %% ../nbs/55_view.ipynb #7d1f5639
 def members_changed(then:np.ndarray, # cluster of every ad when the teachers were trained

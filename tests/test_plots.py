@@ -57,9 +57,11 @@ def test_show_stores_data_and_not_the_library(monkeypatch):
 
 def test_teacher_rows_are_in_order_and_bars_end_where_the_interval_ends():
     fig = FIGURES['teachers']()
-    drawn = {y: (x, x-minus, x+plus, t.name) for t in fig.data for x,y,minus,plus in zip(t.x, t.y, t.error_x.arrayminus, t.error_x.array)}
+    t, *legend = fig.data
+    drawn = {y: (x, x-minus, x+plus, (colour, symbol)) for x,y,minus,plus,colour,symbol in zip(t.x, t.y, t.error_x.arrayminus, t.error_x.array, t.marker.color, t.marker.symbol)}
     assert len(drawn) == len(COMPETENCE)
-    for r in COMPETENCE.itertuples(): assert drawn[str(r.cluster)] == (pytest.approx(r.lift), pytest.approx(r.lift_low), pytest.approx(r.lift_high), r.verdict)
+    for r in COMPETENCE.itertuples(): assert drawn[str(r.cluster)] == (pytest.approx(r.lift), pytest.approx(r.lift_low), pytest.approx(r.lift_high), plots.VERDICTS[r.verdict])
+    assert {t.name: (t.marker.color, t.marker.symbol) for t in legend} == plots.VERDICTS
     ordered = COMPETENCE.sort_values('lift').cluster.astype(str).tolist()
     assert list(fig.layout.yaxis.categoryarray) == ordered
     assert sorted(s.x0 for s in fig.layout.shapes) == [0, .1]
@@ -68,13 +70,13 @@ def test_teacher_rows_are_in_order_and_bars_end_where_the_interval_ends():
 def test_on_the_npv_scale_the_floor_is_the_tables():
     fig = plots.teacher_plot(COMPETENCE, T=.1, scale='npv')
     assert sorted(s.x0 for s in fig.layout.shapes) == [.1, .25]
-    assert sorted(x for t in fig.data for x in t.x) == pytest.approx(sorted(COMPETENCE.npv))
+    assert sorted(fig.data[0].x) == pytest.approx(sorted(COMPETENCE.npv))
 
 
 def test_a_teacher_that_does_not_exist_is_not_drawn():
     table = COMPETENCE.copy()
     table.loc[0, ['lift', 'lift_low', 'lift_high']] = np.nan
-    assert sum(len(t.x) for t in plots.teacher_plot(table).data) == len(table)-1
+    assert len(plots.teacher_plot(table).data[0].x) == len(table)-1
 
 
 def test_gains_are_points_at_their_method_and_never_of_the_baseline():

@@ -52,22 +52,43 @@ def browser():
         b.close()
 
 
-@pytest.fixture
-def page(browser):
-    "A page that can reach nothing but the three views, and that must not complain."
+def open_page(browser):
+    "A page that can reach nothing but the three views, and that remembers its errors."
     p = browser.new_page(viewport=dict(width=800, height=700))
     p.set_default_timeout(5000)
-    errors = []
-    p.on('pageerror', lambda e: errors.append(str(e)))
+    p.errors = []
+    p.on('pageerror', lambda e: p.errors.append(str(e)))
 
     def serve(route):
         name = route.request.url.rsplit('/', 1)[1]
         kind = dict(js='text/javascript', css='text/css').get(name.rpartition('.')[2], 'text/html')
         route.fulfill(body=PAGE if kind == 'text/html' else (STATIC/name).read_text(), content_type=kind)
     p.route('**/*', serve)
-    p.goto('http://kit.test/')
-    yield p
+    return p
+
+
+@pytest.fixture(scope='module')
+def tab(browser): return open_page(browser)
+
+
+@pytest.fixture
+def page(tab):
+    "The page as new: everything in it goes when it is loaded again."
+    tab.goto('http://kit.test/')
+    yield tab
+    errors, tab.errors = tab.errors, []
+    tab.emulate_media(color_scheme='light')
     assert not errors
+
+
+@pytest.fixture
+def clocked(browser):
+    "A page whose clock the test winds."
+    p = open_page(browser)
+    p.goto('http://kit.test/')
+    p.clock.install()
+    yield p
+    assert not p.errors
     p.close()
 
 
@@ -187,6 +208,12 @@ def test_alt_adds_and_an_empty_lasso_clears(page):
     assert picked(page, 2000).tolist() == np.flatnonzero(even_odd(where, one) | even_odd(where, two)).tolist()
     drag(page, nothing, modifier='Alt')
     assert picked(page, 2000).size
+    page.mouse.move(*one[0])
+    page.mouse.down()
+    for c in one[1:]: page.mouse.move(*c)
+    page.keyboard.press('Escape')
+    page.mouse.up()
+    assert picked(page, 2000).size and not sent(page), 'Escape gives up the lasso under way'
     drag(page, nothing)
     assert page.evaluate('model.get("selected").byteLength') == 0
 
@@ -481,13 +508,7 @@ def test_a_page_of_48_is_painted_at_once(page):
 # ---- status
 
 def show_status(page, **more):
-    page.clock.install()
-    start_clocked(page, **{**dict(text='saved, operation 17: cluster 3 dropped', notice=''), **more})
-
-
-def start_clocked(page, /, **traits):
-    page.evaluate('t => show("status", t)', traits)
-    page.wait_for_function('document.querySelector(".stk-status")')
+    page.evaluate('t => show("status", t)', {**dict(text='saved, operation 17: cluster 3 dropped', notice=''), **more})
     page.clock.run_for(100)
 
 
@@ -500,7 +521,8 @@ def banner(page): return page.locator('.stk-banner').text_content()
 def barred(page): return page.evaluate('document.querySelector(".stk-widget").classList.contains("stk-dead")')
 
 
-def test_what_is_saved_is_said(page):
+def test_what_is_saved_is_said(clocked):
+    page = clocked
     show_status(page, notice='map of 20,000 of 31,000')
     said = page.locator('[role=status]').text_content(), page.locator('.stk-notice[role=alert]').text_content()
     assert said == ('saved, operation 17: cluster 3 dropped', 'map of 20,000 of 31,000') and not banner(page) and not sent(page)
@@ -508,7 +530,8 @@ def test_what_is_saved_is_said(page):
     assert page.locator('[role=status]').text_content() == '<b>x</b>' and page.locator('.stk-notice').is_hidden()
 
 
-def test_it_asks_while_somebody_works_and_not_otherwise(page):
+def test_it_asks_while_somebody_works_and_not_otherwise(clocked):
+    page = clocked
     show_status(page)
     page.clock.run_for(60_000)
     assert not sent(page)
@@ -525,7 +548,8 @@ def test_it_asks_while_somebody_works_and_not_otherwise(page):
     assert not banner(page)
 
 
-def test_silence_is_told_and_taken_back(page):
+def test_silence_is_told_and_taken_back(clocked):
+    page = clocked
     show_status(page)
     touch(page)
     page.clock.run_for(3900)
@@ -547,7 +571,8 @@ def test_silence_is_told_and_taken_back(page):
 
 
 @pytest.mark.parametrize('how', ['model.fire("comm_live_update")', 'void (model.send = () => { throw new Error("Cannot send"); })'])
-def test_a_lost_comm_is_told_at_once(page, how):
+def test_a_lost_comm_is_told_at_once(clocked, how):
+    page = clocked
     show_status(page)
     page.evaluate(how)
     touch(page)

@@ -15,14 +15,14 @@ export const radius = n => n < 3000 ? 4 : n < 50000 ? 2.5 : 1.5;
 
 // screen x = ax * x + bx, and the same for y, which grows upwards in the data and downwards on the screen
 export function frame(view, width, height) {
-  const w = Math.max(1, width - 2 * MARGIN), h = Math.max(1, height - 2 * MARGIN);
+  const w = width - 2 * MARGIN, h = height - 2 * MARGIN;
   return { ax: w * view.k / SPAN, bx: MARGIN + w * view.x, ay: -h * view.k / SPAN, by: height - MARGIN - h * view.y };
 }
 
 // The view after zooming with the screen point (px, py) kept where it is; never smaller than the whole.
 export function zoomed(view, by, px, py, width, height) {
   const k = Math.min(MAX_ZOOM, Math.max(1, view.k * by)), r = k / view.k;
-  const u = (px - MARGIN) / Math.max(1, width - 2 * MARGIN), v = (height - MARGIN - py) / Math.max(1, height - 2 * MARGIN);
+  const u = (px - MARGIN) / (width - 2 * MARGIN), v = (height - MARGIN - py) / (height - 2 * MARGIN);
   return k === 1 ? { k: 1, x: 0, y: 0 } : { k, x: u - (u - view.x) * r, y: v - (v - view.y) * r };
 }
 
@@ -166,7 +166,7 @@ function render({ model, el }) {
     if (image?.scale !== devicePixelRatio) image = prepare();
     const style = getComputedStyle(points), paper = rgb(style.backgroundColor), grey = mix(paper, rgb(style.color), 90), f = now();
     const full = groups().map(g => g.dim ? grey : rgb(g.colour));
-    const look = { full, faint: full.map(c => mix(paper, c, 40)), dim: groups().map(g => +g.dim) };
+    const look = { full, faint: full.map(c => mix(paper, c, 40)), dim: groups().map(g => g.dim ? 1 : 0) };
     const bits = bytes(model.get('selected')), some = bits.some(Boolean);
     stale = false;
     image.pixels.fill(paper);
@@ -191,10 +191,10 @@ function render({ model, el }) {
   }
 
   function hover() {
-    const i = mouse && !drag ? nearest(xy, now(), ...mouse) : -1;
-    tip.textContent = groups()[code[i]]?.label ?? '';
-    tip.hidden = !tip.textContent;
-    if (tip.hidden) return;
+    const text = mouse && !drag && groups()[code[nearest(xy, now(), ...mouse)]]?.label;
+    tip.hidden = !text;
+    if (!text) return;
+    tip.textContent = text;
     tip.style.left = `${Math.max(0, Math.min(mouse[0] + 12, width - tip.offsetWidth))}px`;
     tip.style.top = `${mouse[1] + (mouse[1] > height - 40 ? -28 : 14)}px`;
   }
@@ -222,7 +222,7 @@ function render({ model, el }) {
   const keys = {
     ArrowLeft: () => pan(40, 0), ArrowRight: () => pan(-40, 0), ArrowUp: () => pan(0, 40), ArrowDown: () => pan(0, -40), 0: whole,
     '+': () => zoom(1.5), '=': () => zoom(1.5), '-': () => zoom(1 / 1.5), ']': () => step(1), '[': () => step(-1),
-    Escape: () => select(new Uint8Array(0)),
+    Escape: () => { if (!drag) return select(new Uint8Array(0)); drag = null; later(); },
   };
   const on = {
     pointerdown(e) {

@@ -1,0 +1,90 @@
+"Drive a real JupyterLab in Debian's chromium: for the browser test and for the benchmark of the widgets."
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+CHROMIUM = shutil.which('chromium')
+FLAGS = '--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
+TOKEN = 'test'
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+def environment(home, theme='JupyterLab Light'):
+    "Nothing of the user's own settings: fresh folders, no news, a theme."
+    folders = {name: home/name for name in ('JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'JUPYTERLAB_SETTINGS_DIR', 'JUPYTERLAB_WORKSPACES_DIR', 'IPYTHONDIR')}
+    settings = folders['JUPYTERLAB_SETTINGS_DIR']/'@jupyterlab/apputils-extension'
+    settings.mkdir(parents=True, exist_ok=True)
+    (settings/'notification.jupyterlab-settings').write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    (settings/'themes.jupyterlab-settings').write_text(f'{{"theme": "{theme}"}}')
+    return os.environ | {k: str(v) for k, v in folders.items()} | dict(OMP_NUM_THREADS='1')
+
+
+@contextmanager
+def jupyterlab(run, home, theme='JupyterLab Light'):
+    "`subtask-kit lab RUN` on a free port; yields the address of its notebook."
+    port = free_port()
+    options = ['--no-browser', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0', f'--IdentityProvider.token={TOKEN}',
+               '--LabApp.expose_app_in_browser=True', '--LabApp.extension_manager=readonly']
+    with open(Path(home)/'lab.log', 'w') as log:
+        server = subprocess.Popen([Path(sys.executable).parent/'subtask-kit', 'lab', run, *options], env=environment(Path(home), theme), stdout=log, stderr=log, start_new_session=True)
+    try:
+        for _ in range(300):
+            try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api/status?token={TOKEN}', timeout=1).close(); break
+            except OSError:
+                assert server.poll() is None, (Path(home)/'lab.log').read_text()[-2000:]
+                time.sleep(.1)
+        yield f'http://127.0.0.1:{port}/lab/tree/explore.ipynb?token={TOKEN}&reset'
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+
+@contextmanager
+def chromium(**page):
+    "A fresh browser page."
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        try: yield browser.new_page(**page)
+        finally: browser.close()
+
+
+def open_notebook(page, address):
+    "Open the notebook and wait until its kernel is idle."
+    page.goto(address)
+    page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=60_000)
+
+
+def run_all(page, timeout=60):
+    "Run all cells and wait until each has a number and none is running."
+    page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
+    page.wait_for_function("""() => { const cells = jupyterapp.shell.currentWidget.content.model.sharedModel.cells.filter(c => c.cell_type === 'code');
+        return cells.every(c => c.execution_count > 0) && jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle' }""", timeout=timeout*1000)
+
+
+def painted(page, gallery, beyond=-1, timeout=20):
+    "Wait until the gallery shows a later stamp than `beyond`; returns it."
+    page.wait_for_function('([g, n]) => Number(g.dataset.painted ?? -1) > n', arg=[gallery.element_handle(), beyond], timeout=timeout*1000)
+    return int(gallery.get_attribute('data-painted'))
+
+
+def lasso(page, ink, corners):
+    "Draw a lasso on the map through corners given as shares of its width and height."
+    box = ink.bounding_box()
+    places = [(box['x'] + x*box['width'], box['y'] + y*box['height']) for x, y in corners]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in [*places[1:], places[0]]: page.mouse.move(*place, steps=4)
+    page.mouse.up()
