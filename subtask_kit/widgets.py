@@ -6,9 +6,10 @@
 __all__ = ['STATIC', 'PAGE', 'AGAIN', 'ELSEWHERE', 'RANKS', 'SORTS', 'NOTHING', 'WIDTH', 'VIEWS', 'MEANING', 'ORDER_NAMES', 'Map',
            'to_bits', 'from_bits', 'Gallery', 'Album', 'Status', 'button', 'row', 'Frame', 'decide', 'choose', 'escape',
            'number', 'share', 'cell', 'facts', 'entries', 'plain_label', 'groups_of', 'members_page', 'browser_layout',
-           'members_set', 'renew', 'ClusterBrowser', 'paint_browser', 'redraw_browser', 'EditBar', 'at_T', 'kept_words',
-           'put', 'live', 'mark_teachers', 'sight_set', 'inspector_layout', 'TeacherInspector', 'paint_inspector',
-           'epoch_feed', 'order_rows', 'scores_table', 'CurriculumPicker']
+           'members_set', 'renew', 'ClusterBrowser', 'listen', 'paint_browser', 'redraw_browser', 'drop_or_restore',
+           'EditBar', 'at_T', 'kept_words', 'put', 'live', 'mark_teachers', 'sight_set', 'inspector_layout',
+           'TeacherInspector', 'paint_inspector', 'TeacherBar', 'epoch_feed', 'order_rows', 'scores_table',
+           'CurriculumPicker', 'OrderBar']
 
 # %% ../nbs/61_widgets.ipynb #42745a7b
 import base64
@@ -294,11 +295,8 @@ class ClusterBrowser(Frame):
         self.rank, self.sort, self.beside = w.Dropdown(options=list(RANKS)), w.Dropdown(options=list(SORTS)), w.Dropdown(options=[NOTHING])
         self.edits = EditBar(self)
         self.redraw()
-        for control, act in ((self.list, self._listed), (self.beside, self._listed), (self.rank, self.redraw), (self.sort, self.paint)):
-            control.observe(lambda _, act=act: self.quiet or act(), 'value')
-        self.map.observe(lambda _: self._drawn(), 'selected')
-        self.map.on_msg(lambda _, said, buffers: self.touched(**said))
         self.children = browser_layout(self)
+        listen(self)
 
     def show(self, cluster:int, beside:int=NOTHING[1], first:int|None=None)->None:
         "Look at a cluster, at another one beside it; the ad in row `first` leads."
@@ -338,6 +336,13 @@ class ClusterBrowser(Frame):
         return stills.beside([stills.map_still(self.grid, code, groups, from_bits(self.map.selected, len(code))), self.albums[0].still()])
 
 # %% ../nbs/61_widgets.ipynb #a2b23a2a
+def listen(b:ClusterBrowser)->None:
+    "Act on what a person does."
+    for control, act in ((b.list, b._listed), (b.beside, b._listed), (b.rank, b.redraw), (b.sort, b.paint)):
+        control.observe(lambda _, act=act: b.quiet or act(), 'value')
+    b.map.observe(lambda _: b._drawn(), 'selected')
+    b.map.on_msg(lambda _, said, buffers: b.touched(**said))
+
 def paint_browser(b:ClusterBrowser)->None:
     "Show pictures and numbers of what is chosen."
     e, unsure = b.editor, SORTS[b.sort.value]
@@ -361,6 +366,12 @@ def redraw_browser(b:ClusterBrowser)->None:
     paint_browser(b)
 
 # %% ../nbs/61_widgets.ipynb #9ddddcf2
+def drop_or_restore(frame:Frame, c:int)->bool: # whether it is saved
+    "Throw a cluster out, or take it back in."
+    op, said = ('restore', 'restored') if c in frame.editor.dropped else ('drop', 'dropped')
+    return decide(frame, lambda: frame.editor.save(op, cluster=c), f'cluster {c} {said}')
+
+# %% ../nbs/61_widgets.ipynb #f1824258
 class EditBar(w.HBox):
     "The edits of a `ClusterBrowser`."
     def __init__(self, browser:'ClusterBrowser'):
@@ -385,10 +396,7 @@ class EditBar(w.HBox):
 
     def save(self, op:str, said:str, **what)->bool: return decide(self.browser, lambda: self.browser.editor.save(op, **what), said)
 
-    def drop(self):
-        c = self.browser.list.value
-        op = 'restore' if c in self.browser.editor.dropped else 'drop'
-        self.save(op, f'cluster {c} {op}ped' if op == 'drop' else f'cluster {c} restored', cluster=c)
+    def drop(self): drop_or_restore(self.browser, self.browser.list.value)
     def rename(self):
         if self.save('rename', f'cluster {self.browser.list.value} is called "{self.name.value}"', cluster=self.browser.list.value, name=self.name.value.strip()): self.name.value = ''
     def merge(self):
@@ -460,10 +468,9 @@ def sight_set(e:Editor, cluster:int, judged:pd.DataFrame, kind:str, cfg:Select)-
 
 def inspector_layout(i)->list:
     "The parts of a `TeacherInspector` in their places."
-    decisions = row(button('Save this T', i.save), i.dropping, button('Undo T', i.undo, 'go back to the choice before'), kind='stk-edits')
     right = w.VBox([row(w.Label('teacher'), i.teacher, i.kind, i.sharp), i.facts, i.scores, *i.albums], layout=w.Layout(flex='1 1 420px', min_width='300px'))
     left = w.VBox([i.T, i.kept, i.figure], layout=w.Layout(flex='0 0 auto', width=f'{WIDTH+10}px'))
-    return [i.status, decisions, w.HBox([left, right], layout=w.Layout(flex_flow='row wrap'))]
+    return [i.status, i.decisions, w.HBox([left, right], layout=w.Layout(flex_flow='row wrap'))]
 
 # %% ../nbs/61_widgets.ipynb #99c4d01a
 class TeacherInspector(Frame):
@@ -473,7 +480,7 @@ class TeacherInspector(Frame):
         self.cfg = Select(**self.editor.d['manifests']['34_select']['spec']['config'])
         low, T = -.5 if self.cfg.scale == 'lift' else 0., self.start()
         self.T = w.FloatSlider(T, min=low, max=1., step=.01, description='T', layout=w.Layout(width='95%'), readout_format='.2f')
-        self.kept, self.facts, self.scores, self.dropping = w.HTML(), w.HTML(), w.Output(), button('', self.drop)
+        self.kept, self.facts, self.scores, self.decisions = w.HTML(), w.HTML(), w.Output(), TeacherBar(self)
         table = at_T(self.editor, self.cfg, T)
         self.figure, ranked = live(plots.teacher_plot(table, T, self.cfg.scale, self.editor.names)), table.sort_values('lift', ascending=False).cluster.tolist()
         self.teacher, self.kind = w.Dropdown(options=[(f'cluster {plain_label(c, self.editor.names)}', c) for c in ranked]), w.ToggleButtons(options=VIEWS)
@@ -503,13 +510,6 @@ class TeacherInspector(Frame):
         self.drag()
         self.paint()
 
-    def save(self): choose(self, f'T = {self.T.value:.2f}', T=round(self.T.value, 4))
-    def undo(self):
-        if choose(self, 'the choice before', undo=True): self.T.value = self.start()
-    def drop(self):
-        c = self.teacher.value
-        op = 'restore' if c in self.editor.dropped else 'drop'
-        decide(self, lambda: self.editor.save(op, cluster=c), f'{op} cluster {c}')
     def still(self):
         columns = ['lift', 'lift_low', 'lift_high'] if self.cfg.scale == 'lift' else ['npv', 'low', 'high']
         floor = 0. if self.cfg.scale == 'lift' else float(self.table.floor.iloc[0])
@@ -527,7 +527,19 @@ def paint_inspector(i:TeacherInspector)->None:
     i.facts.value = f'<p>{escape(r.why)}. NPV {number(r.npv)} ({number(r.low)} to {number(r.high)}), floor {number(r.floor)}.</p>'
     i.albums[0].show([sight_set(e, c, judged, i.kind.value, i.cfg)])
     i.albums[1].show([members_set(e, f'its cluster {plain_label(c, e.names)}, when it was trained', np.flatnonzero(then == c), False)])
-    i.dropping.description = f'{"Restore" if c in e.dropped else "Drop"} cluster {c}'
+    i.decisions.dropping.description = f'{"Restore" if c in e.dropped else "Drop"} cluster {c}'
+
+class TeacherBar(w.HBox):
+    "The decisions of a `TeacherInspector`."
+    def __init__(self, inspector:TeacherInspector):
+        self.inspector, self.dropping = inspector, button('', self.drop)
+        super().__init__([button('Save this T', self.save), self.dropping, button('Undo T', self.undo, 'go back to the choice before')], layout=w.Layout(flex_flow='row wrap'))
+        self.add_class('stk-edits')
+
+    def save(self): choose(self.inspector, f'T = {self.inspector.T.value:.2f}', T=round(self.inspector.T.value, 4))
+    def undo(self):
+        if choose(self.inspector, 'back to the choice before', undo=True): self.inspector.T.value = self.inspector.start()
+    def drop(self): drop_or_restore(self.inspector, self.inspector.teacher.value)
 
 # %% ../nbs/61_widgets.ipynb #af4ed00b
 ORDER_NAMES = dict(interleaved='interleaved: all at once', cc='CC: least confident cluster first', acc='ACC: most confident cluster first', pc='PC: weakest teacher first',
@@ -565,18 +577,15 @@ class CurriculumPicker(Frame):
     def __init__(self, run:Run|str|Path):
         super().__init__(run, 'competence', 'partition', 'clusters', 'curriculum')
         self.gallery, self.feed, self.scores = Gallery(rows=True, px=64), w.Output(), w.HTML(scores_table(scored(self.editor.run)))
-        self.method, self.epoch = w.ToggleButtons(options=[('own' if m == 'hand' else m, m) for m in ORDER_NAMES]), w.IntSlider(1, 1, 12, description='epoch', continuous_update=False)
-        self.method.style.button_width, self.text = 'auto', w.Text(description='own order', layout=w.Layout(width='24em'), continuous_update=False)
-        self.own = list(self.editor.choice.get('order') or [])
+        self.method, self.own = w.ToggleButtons(options=[('own' if m == 'hand' else m, m) for m in ORDER_NAMES]), list(self.editor.choice.get('order') or [])
+        epochs = self.editor.d['manifests'].get('37_distill', {}).get('spec', {}).get('config', {}).get('epochs', 12)
+        self.method.style.button_width, self.epoch, self.decisions = 'auto', w.IntSlider(1, 1, epochs, description='epoch', continuous_update=False), OrderBar(self)
         self.redraw()
         self.method.value = self.standing()
-        watch = ((self.method, self.paint), (self.epoch, self.paint), (self.text, self.typed))
-        for control, act in watch: control.observe(lambda _, act=act: act(), 'value')
-        self.gallery.observe(lambda _: self.picked(), 'picked')
-        edits = row(button('Use this order', self.save), button('Earlier', lambda: self.shift(-1), 'the picked cluster of your own order comes earlier'),
-                    button('Later', lambda: self.shift(1)), self.text, button('Undo', self.undo, 'go back to the choice before'), kind='stk-edits')
-        self.children = [self.status, edits, row(self.method, self.sharp), self.gallery, self.epoch, self.feed, self.scores]
         self.paint()
+        for control in (self.method, self.epoch): control.observe(lambda _: self.paint(), 'value')
+        self.gallery.observe(lambda _: self.picked(), 'picked')
+        self.children = [self.status, self.decisions, row(self.method, self.sharp), self.gallery, self.epoch, self.feed, self.scores]
 
     def standing(self)->str: # a key of ORDERS
         "The order that the next run takes, as things stand."
@@ -594,10 +603,10 @@ class CurriculumPicker(Frame):
 
     def paint(self)->None:
         "Show the orders, and what an epoch of the chosen one feeds."
-        method = self.method.value if self.method.value in self.orders else 'interleaved'
-        self.text.value = ', '.join(map(str, self.own))
-        self.gallery.show(self.editor.d['images'], order_rows(self.editor, self.orders, self.standing()), self.sharp.value)
-        put(self.feed, plots.feed_plot(epoch_feed(self.editor, method, self.orders[method], self.epoch.value-1), self.orders[method], self.editor.names))
+        e, method = self.editor, self.method.value if self.method.value in self.orders else 'interleaved'
+        self.decisions.text.value = ', '.join(map(str, self.own))
+        self.gallery.show(e.d['images'], order_rows(e, self.orders, self.standing()), self.sharp.value)
+        put(self.feed, plots.feed_plot(epoch_feed(e, method, self.orders[method], self.epoch.value-1), self.orders[method], e.names))
 
     def unveil(self): self.paint()
 
@@ -605,35 +614,47 @@ class CurriculumPicker(Frame):
         "A picture stands for the order that it is in."
         if self.gallery.picked: self.method.value = self.gallery.picked[0].partition(':')[0]
 
-    def arrange(self, order:list[int])->bool:
-        "Make this one's own order; every kept cluster once."
-        good = sorted(order) == sorted(self.own)
-        if good: self.own, self.method.value = list(order), 'hand'
-        self.status.notice = '' if good else f'an order names each of {", ".join(map(str, sorted(self.own)))} once'
-        self.redraw()
+    def still(self):
+        rows = order_rows(self.editor, self.orders, self.standing())
+        parts = [(g, [self.editor.d['images'][r] for r in t.image_row], t.caption.tolist()) for g, t in rows.groupby('group', sort=False)]
+        return stills.rows_still(parts, self.sharp.value)
+
+# %% ../nbs/61_widgets.ipynb #45738804
+class OrderBar(w.HBox):
+    "The decisions of a `CurriculumPicker`."
+    def __init__(self, picker:CurriculumPicker):
+        self.picker, self.text = picker, w.Text(description='own order', layout=w.Layout(width='24em'), continuous_update=False)
+        super().__init__([button('Use this order', self.save), button('Earlier', lambda: self.shift(-1), 'the picked cluster of your own order comes earlier'),
+                          button('Later', lambda: self.shift(1)), self.text, button('Undo', self.undo, 'go back to the choice before')], layout=w.Layout(flex_flow='row wrap'))
+        self.add_class('stk-edits')
+        self.text.observe(lambda _: self.typed(), 'value')
+
+    def arrange(self, order:list[int])->bool: # whether it names every kept cluster once
+        "Make this one's own order."
+        p = self.picker
+        good = sorted(order) == sorted(p.own)
+        if good: p.own, p.method.value = list(order), 'hand'
+        p.status.notice = '' if good else f'not taken: an order names each of {", ".join(map(str, sorted(p.own)))} once'
+        p.redraw()
         return good
 
     def typed(self)->None:
         "One's own order, written out."
         words = self.text.value.replace(',', ' ').split()
-        if words != [str(c) for c in self.own]: self.arrange([int(x) for x in words if x.lstrip('-').isdigit()])
+        if words != [str(c) for c in self.picker.own]: self.arrange([int(x) if x.isdecimal() else -1 for x in words])
 
     def shift(self, by:int)->None:
-        "Move the picked cluster of one's own order."
-        method, _, c = (self.gallery.picked or [''])[0].partition(':')
-        if not c: self.status.notice = 'pick a cluster first'; return
-        order = list(self.own if method == 'hand' else self.orders[method]) # an order that somebody else made is where one's own begins
+        "Move the picked cluster; in an order that is not one's own, one's own begins as that order."
+        method, _, c = (self.picker.gallery.picked or [''])[0].partition(':')
+        if not c: self.picker.status.notice = 'pick a cluster first'; return
+        order = list(self.picker.orders[method])
         i = order.index(int(c))
         order.insert(max(0, i+by), order.pop(i))
         self.arrange(order)
-        self.gallery.picked = [f'hand:{c}']
+        self.picker.gallery.picked = [f'hand:{c}']
 
     def save(self):
-        m = self.method.value
-        choose(self, f'the order is {"your own" if m == "hand" else m}', curriculum=m, order=self.own if m == 'hand' else None)
+        m = self.picker.method.value
+        choose(self.picker, f'the order is {"your own" if m == "hand" else m}', curriculum=m, order=self.picker.own if m == 'hand' else None)
     def undo(self):
-        if choose(self, 'the choice before', undo=True): self.method.value = self.standing()
-    def still(self):
-        rows = order_rows(self.editor, self.orders, self.standing())
-        parts = [(g, [self.editor.d['images'][r] for r in t.image_row], t.caption.tolist()) for g, t in rows.groupby('group', sort=False)]
-        return stills.rows_still(parts, self.sharp.value)
+        if choose(self.picker, 'back to the choice before', undo=True): self.picker.method.value = self.picker.standing()

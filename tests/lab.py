@@ -22,12 +22,15 @@ def free_port():
 
 
 def environment(home, theme='JupyterLab Light'):
-    "Nothing of the user's own settings: fresh folders, no news, a theme."
+    "Nothing of the user's own settings: fresh folders, no news, a theme, no check whether JupyterLab should be built anew (seconds of work)."
     folders = {name: home/name for name in ('JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'JUPYTERLAB_SETTINGS_DIR', 'JUPYTERLAB_WORKSPACES_DIR', 'IPYTHONDIR')}
     settings = folders['JUPYTERLAB_SETTINGS_DIR']/'@jupyterlab/apputils-extension'
     settings.mkdir(parents=True, exist_ok=True)
     (settings/'notification.jupyterlab-settings').write_text('{"fetchNews": "false", "checkForUpdates": false}')
     (settings/'themes.jupyterlab-settings').write_text(f'{{"theme": "{theme}"}}')
+    page = folders['JUPYTER_CONFIG_DIR']/'labconfig/page_config.json'
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text('{"buildCheck": false, "buildAvailable": false}')
     return os.environ | {k: str(v) for k, v in folders.items()} | dict(OMP_NUM_THREADS='1')
 
 
@@ -61,10 +64,21 @@ def chromium(**page):
         finally: browser.close()
 
 
+def idle(page):
+    "Wait until the notebook's kernel has nothing to do."
+    page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=60_000)
+
+
 def open_notebook(page, address):
     "Open the notebook and wait until its kernel is idle."
     page.goto(address)
-    page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=60_000)
+    idle(page)
+
+
+def restart(page):
+    "Restart the notebook's kernel, as the menu does."
+    page.evaluate("void jupyterapp.commands.execute('notebook:restart-kernel')")
+    page.locator('.jp-Dialog .jp-mod-accept').click()
 
 
 def run_all(page, timeout=60):

@@ -25,12 +25,19 @@ def carry(script: Path) -> Path:
     return nb
 
 
+def without_kernel(nb):
+    "A widget is gone with its kernel: keep the still that stands for it."
+    for cell in nb.cells:
+        for output in cell.get('outputs', []): output.get('data', {}).pop('application/vnd.jupyter.widget-view+json', None)
+
+
 def refresh(path: Path, timeout: int):
     "Export `path`, run it from its own folder, write its outputs back and clean it."
     # Exported first: a notebook imports its package's own modules, itself never.
     if path.parent == ROOT/'nbs' and path.name != 'index.ipynb': nb_export(path, ROOT/'subtask_kit')
     nb = nbformat.read(path, as_version=4)
     NotebookClient(nb, timeout=timeout, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}}).execute()
+    without_kernel(nb)
     nb.metadata = {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
     nbformat.write(nb, path)
     nbdev_clean(str(path))
