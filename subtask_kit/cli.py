@@ -106,7 +106,8 @@ def lab(args)->None:
     if not page.exists(): shutil.copyfile(notebook('explore'), page)
     print(f'{page}: Run > Run All Cells. Ctrl-C here ends JupyterLab; what you decided is saved.', flush=True)
     root = ['--allow-root'] if hasattr(os, 'geteuid') and os.geteuid() == 0 else []
-    os.environ['JUPYTER_PREFER_ENV_PATH'] = '1' # the kernel of this environment, not one that lies elsewhere
+    # The kernel and the commands of this environment, not those that lie elsewhere.
+    os.environ.update(JUPYTER_PREFER_ENV_PATH='1', PATH=f'{Path(sys.executable).parent}{os.pathsep}{os.environ.get("PATH", "")}')
     os.execv(sys.executable, [sys.executable, '-m', 'jupyterlab', str(page), *root, *args.options])
 
 # %% ../nbs/71_cli.ipynb #0afa6312

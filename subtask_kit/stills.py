@@ -90,9 +90,9 @@ def teachers_still(table:pd.DataFrame, # cluster, kept, and the three columns of
     image = Image.new('RGB', (width, line*len(table) + 24), PAPER)
     pen = ImageDraw.Draw(image)
     def x(v): return left + (v-low)/(1.02-low)*(width-left-10)
-    for at, text in ((floor, 'floor'), (T, f'T = {T:g}')):
+    for at, text, left_of in ((floor, 'floor', floor < T), (T, f'T = {T:g}', T <= floor)):
         pen.line((x(at), 18, x(at), image.height), fill=SOFT)
-        write(image, (x(at), 1), text, 12, SOFT, 'ma')
+        write(image, (x(at) + (3 if not left_of else -3), 1), text, 12, SOFT, 'ra' if left_of else 'la')
     for i, r in enumerate(table.itertuples()):
         y, colour = 30 + line*i, '#0072B2' if r.kept else '#D55E00'
         estimate, a, b = (getattr(r, c) for c in columns)

@@ -173,7 +173,7 @@ class Frame(w.VBox):
 
     def _repr_mimebundle_(self, **kwargs):
         bundle, picture = super()._repr_mimebundle_(**kwargs), io.BytesIO()
-        self.still().save(picture, 'JPEG', quality=85)
+        self.still().save(picture, 'JPEG', quality=80)
         return bundle | {'text/plain': repr(self), 'image/jpeg': base64.b64encode(picture.getvalue()).decode()}
 
     def __repr__(self): return f'{type(self).__name__}({str(self.editor.run.path)!r})'
@@ -617,7 +617,7 @@ class CurriculumPicker(Frame):
     def still(self):
         rows = order_rows(self.editor, self.orders, self.standing())
         parts = [(g, [self.editor.d['images'][r] for r in t.image_row], t.caption.tolist()) for g, t in rows.groupby('group', sort=False)]
-        return stills.rows_still(parts, self.sharp.value)
+        return stills.rows_still(parts, self.sharp.value, px=44, columns=20)
 
 # %% ../nbs/61_widgets.ipynb #45738804
 class OrderBar(w.HBox):

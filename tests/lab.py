@@ -51,7 +51,8 @@ def jupyterlab(run, home, theme='JupyterLab Light'):
         yield f'http://127.0.0.1:{port}/lab/tree/explore.ipynb?token={TOKEN}&reset'
     finally:
         os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
+        try: server.wait(20)
+        except subprocess.TimeoutExpired: server.kill(); server.wait() # its kernels end by themselves
 
 
 @contextmanager
@@ -76,9 +77,11 @@ def open_notebook(page, address):
 
 
 def restart(page):
-    "Restart the notebook's kernel, as the menu does."
-    page.evaluate("void jupyterapp.commands.execute('notebook:restart-kernel')")
+    "Restart the notebook's kernel, as the menu does, and wait until it is back: a server that is stopped meanwhile never ends."
+    page.evaluate("window.restarted = false; jupyterapp.commands.execute('notebook:restart-kernel').then(() => window.restarted = true); 0")
     page.locator('.jp-Dialog .jp-mod-accept').click()
+    page.wait_for_function('window.restarted', timeout=60_000)
+    idle(page)
 
 
 def run_all(page, timeout=60):
@@ -94,8 +97,16 @@ def painted(page, gallery, beyond=-1, timeout=20):
     return int(gallery.get_attribute('data-painted'))
 
 
+def still(page, element, frames=10):
+    "Wait until the element has kept its place for some frames: JupyterLab scrolls and lays out a while after a run."
+    element.scroll_into_view_if_needed()
+    element.evaluate("""(e, frames) => new Promise(done => { let before = '', n = 0;
+        const look = () => { const now = JSON.stringify(e.getBoundingClientRect()); n = now === before ? n + 1 : 0; before = now; n < frames ? requestAnimationFrame(look) : done() }; look() })""", frames)
+
+
 def lasso(page, ink, corners):
     "Draw a lasso on the map through corners given as shares of its width and height."
+    still(page, ink)
     box = ink.bounding_box()
     places = [(box['x'] + x*box['width'], box['y'] + y*box['height']) for x, y in corners]
     page.mouse.move(*places[0])

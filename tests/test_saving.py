@@ -1,0 +1,320 @@
+"Decisions: what is acknowledged is on the disk, once and whole, whoever writes, kills, or fills the disk."
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from looking import RAW, bare_run
+
+from subtask_kit.artifacts import write_json, write_table
+from subtask_kit.clusters import Elsewhere, append_line, base_of, current, read_edits, replay, save_edit, standing
+from subtask_kit.core import UserError
+from subtask_kit.selection import choices, read_choice, save_choice, undo_choice
+
+EDITOR = '''
+import sys
+from subtask_kit.clusters import Elsewhere, read_edits, save_edit
+run, me, times = sys.argv[1], sys.argv[2], int(sys.argv[3])
+known = len(read_edits(run_ := __import__('subtask_kit.artifacts', fromlist=['x']).open_run(run)))
+for i in range(times):
+    while True:
+        try: known, _ = save_edit(run, dict(op='rename', cluster=0, name=f'{me}{i}'), known); break
+        except Elsewhere: known = len(read_edits(run_))
+    print(known, f'{me}{i}', flush=True)
+'''
+CHOOSER = '''
+import sys
+from subtask_kit.artifacts import open_run
+from subtask_kit.clusters import Elsewhere
+from subtask_kit.selection import read_choice, save_choice
+run, me, times = open_run(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+known = read_choice(run)
+for i in range(times):
+    while True:
+        try: n, known = save_choice(run, known, T=me+i); break
+        except Elsewhere: known = read_choice(run)
+    print(n, me+i, flush=True)
+'''
+
+
+def start(script, run, *words): return subprocess.Popen([sys.executable, '-c', script, run.path, *map(str, words)], stdout=subprocess.PIPE, text=True)
+def acknowledged(text): return [tuple(line.split()) for line in text.splitlines()]
+def lines_of(run): return [json.loads(x) for x in (run/'human/edits.jsonl').read_bytes().decode().split('\n')[:-1]]
+
+
+@contextmanager
+def no_room(limit):
+    "No file of this process may become longer."
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try: yield
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def one_line(e): return 'not saved' in str(e.value) and '\n' not in str(e.value)
+
+
+# Two writers, and a writer that is killed
+
+def test_two_processes_lose_no_edit_and_write_none_twice(tmp_path):
+    run = bare_run(tmp_path/'run')
+    writers = [start(EDITOR, run, me, 50) for me in 'ab']
+    said = [acknowledged(w.communicate(timeout=60)[0]) for w in writers]
+    lines = lines_of(run)
+    assert [w.returncode for w in writers] == [0, 0] and [len(s) for s in said] == [50, 50]
+    assert [e['name'] for e in lines] == [name for _, name in sorted(said[0] + said[1], key=lambda s: int(s[0]))], 'the operation n is line n'
+    assert len(lines) == 100 and all(set(e) == {'op', 'cluster', 'name', 'author', 'at', 'base'} for e in lines)
+    assert current(run).names == {0: lines[-1]['name']}
+
+
+def test_two_processes_lose_no_choice(tmp_path):
+    run = bare_run(tmp_path/'run')
+    writers = [start(CHOOSER, run, me, 50) for me in (0, 1000)]
+    said = sum((acknowledged(w.communicate(timeout=60)[0]) for w in writers), [])
+    choice = read_choice(run)
+    made = [c['T'] for c in [*choice['before'], choice]]
+    assert [w.returncode for w in writers] == [0, 0] and len(said) == choices(choice) == 100
+    assert made == [float(T) for _, T in sorted(said, key=lambda s: int(s[0]))]
+
+
+@pytest.mark.parametrize('script, first', [(EDITOR, 'a'), (CHOOSER, 0)])
+def test_what_a_killed_process_acknowledged_is_there(tmp_path, script, first):
+    run = bare_run(tmp_path/'run')
+    writer = start(script, run, first, 100_000)
+    seen = [writer.stdout.readline()] # it has begun
+    time.sleep(np.random.default_rng().uniform(0, .3))
+    writer.send_signal(signal.SIGKILL)
+    said = acknowledged(seen[0] + writer.stdout.read())
+    writer.wait()
+    if script is EDITOR:
+        lines = lines_of(run)
+        assert [e['name'] for e in lines][:len(said)] == [name for _, name in said] and len(lines) - len(said) in (0, 1)
+        assert current(run).names and save_edit(run, dict(op='undo'))[0] == len(lines)+1
+    else:
+        choice = read_choice(run)
+        made = [c['T'] for c in [*choice['before'], choice]]
+        assert made[:len(said)] == [float(T) for _, T in said] and len(made) - len(said) in (0, 1)
+        assert save_choice(run, T=.5)[0] == len(made)+1
+    assert len(said) >= 1
+
+
+# No room, no newline, broken lines
+
+@pytest.mark.parametrize('room', [0, 1, 30])
+def test_a_full_disk_leaves_the_edits_as_they_were(tmp_path, room):
+    run = bare_run(tmp_path/'run')
+    for c in (0, 1): save_edit(run, dict(op='drop', cluster=c))
+    before = (run/'human/edits.jsonl').read_bytes()
+    with no_room(len(before) + room), pytest.raises(UserError) as e: save_edit(run, dict(op='drop', cluster=2))
+    assert one_line(e) and (run/'human/edits.jsonl').read_bytes() == before and current(run).dropped == {0, 1}
+    assert save_edit(run, dict(op='drop', cluster=2), known=2)[0] == 3, 'with room again it is saved'
+
+
+def test_a_full_disk_leaves_the_choice_as_it_was(tmp_path):
+    run = bare_run(tmp_path/'run')
+    save_choice(run, T=.25)
+    before = (run/'human/choice.json').read_bytes()
+    for act in (lambda: save_choice(run, T=.5), lambda: undo_choice(run)):
+        with no_room(1), pytest.raises(UserError) as e: act()
+        assert one_line(e) and (run/'human/choice.json').read_bytes() == before
+    assert not [p for p in (run/'human').iterdir() if 'tmp' in p.name]
+
+
+def test_a_full_disk_at_the_first_edit_is_no_edit(tmp_path):
+    run = bare_run(tmp_path/'run')
+    with no_room(5), pytest.raises(UserError) as e: save_edit(run, dict(op='drop', cluster=2))
+    assert one_line(e) and read_edits(run) == [] and save_edit(run, dict(op='drop', cluster=2), known=0)[0] == 1
+
+
+def test_a_file_without_a_final_newline_is_continued(tmp_path):
+    run = bare_run(tmp_path/'run')
+    (run/'human').mkdir()
+    (run/'human/edits.jsonl').write_text('{"op": "drop", "cluster": 1}')
+    n, p = save_edit(run, dict(op='drop', cluster=2), known=1)
+    assert n == 2 and p.dropped == current(run).dropped == {1, 2} and len(lines_of(run)) == 2
+
+
+def test_a_torn_last_line_without_newline_is_named_and_nothing_is_added(tmp_path):
+    run = bare_run(tmp_path/'run')
+    (run/'human').mkdir()
+    (run/'human/edits.jsonl').write_text('{"op": "drop", "cluster": 1}\n{"op": "dr')
+    with pytest.raises(UserError, match='line 2'): save_edit(run, dict(op='drop', cluster=2))
+    assert (run/'human/edits.jsonl').read_text().endswith('"dr')
+
+
+@pytest.mark.parametrize('data', [b'\xff\xfe{"op": "drop"}\n', 'Größe'.encode('latin-1') + b'\n'])
+def test_edits_that_are_no_utf8_are_the_users_mistake(tmp_path, data):
+    run = bare_run(tmp_path/'run')
+    (run/'human').mkdir()
+    for name, read in (('edits.jsonl', read_edits), ('choice.json', read_choice)):
+        (run/'human'/name).write_bytes(data)
+        with pytest.raises(UserError, match=name): read(run)
+
+
+NAMES = st.text(st.characters(exclude_categories=('Cs',)), max_size=30)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(NAMES, min_size=1, max_size=4))
+def test_any_name_comes_back_as_it_was_given(tmp_path_factory, names):
+    run = bare_run(tmp_path_factory.mktemp('names'))
+    for i, name in enumerate(names, 1): assert save_edit(run, dict(op='rename', cluster=0, name=name))[0] == i
+    assert len(read_edits(run)) == len(names) and current(run).names == {0: names[-1]}
+
+
+@pytest.mark.parametrize('end', ['\u2028', '\u2029', '\x85', '\x1c', '\x0b', '\r', '\n', '\x00'])
+def test_a_name_with_an_exotic_end_of_line_does_not_break_the_file(tmp_path, end):
+    run = bare_run(tmp_path/'run')
+    save_edit(run, dict(op='rename', cluster=0, name=f'a{end}b'))
+    assert len(read_edits(run)) == 1 and current(run).names == {0: f'a{end}b'}
+
+
+def test_a_folder_where_the_lock_cannot_be_made_is_said_in_one_line(tmp_path):
+    "As on a run that may only be read: nothing is saved, and it is said as a mistake that the widgets show."
+    run = bare_run(tmp_path/'run')
+    (run/'.human.lock').mkdir()
+    for act in (lambda: save_edit(run, dict(op='drop', cluster=2)), lambda: save_choice(run, T=.5)):
+        with pytest.raises(UserError) as e: act()
+        assert one_line(e)
+
+
+def test_a_file_that_cannot_be_opened_is_said_in_one_line(tmp_path):
+    run = bare_run(tmp_path/'run')
+    (run/'human').write_text('a file where a folder should be')
+    for act in (lambda: save_edit(run, dict(op='drop', cluster=2)), lambda: save_choice(run, T=.5)):
+        with pytest.raises(UserError): act()
+
+
+# Refusals
+
+@pytest.mark.parametrize('edit', [dict(op='drop', cluster=9), dict(op='rename', cluster=0), dict(op='move', ads=['zz'], cluster=0), dict(op='split', cluster=0, ads=['c']), dict(op='merge', clusters=[0, 9]),
+                                  dict(op='eat'), dict(op='undo'), {}])
+def test_a_refused_edit_is_not_written(tmp_path, edit):
+    run = bare_run(tmp_path/'run')
+    with pytest.raises(UserError): save_edit(run, edit)
+    assert not (run/'human/edits.jsonl').exists()
+
+
+def test_undo_with_nothing_left_to_undo(tmp_path):
+    run = bare_run(tmp_path/'run')
+    save_edit(run, dict(op='drop', cluster=0))
+    assert save_edit(run, dict(op='undo'))[1].dropped == set()
+    with pytest.raises(UserError, match='nothing to undo'): save_edit(run, dict(op='undo'))
+    assert len(lines_of(run)) == 2
+    with pytest.raises(UserError, match='no choice'): undo_choice(run)
+    assert not (run/'human/choice.json').exists()
+
+
+def test_what_one_has_not_seen_is_not_overwritten(tmp_path):
+    run = bare_run(tmp_path/'run')
+    for c in (0, 1): save_edit(run, dict(op='drop', cluster=c))
+    with pytest.raises(Elsewhere, match='2 operations'): save_edit(run, dict(op='undo'), known=0)
+    (run/'human/edits.jsonl').write_text('')
+    with pytest.raises(Elsewhere) as e: save_edit(run, dict(op='drop', cluster=2), known=2)
+    assert '-2' not in str(e.value), 'lines that were taken out are no negative number of operations'
+
+
+def test_edits_of_other_clusters_are_refused_until_undone(tmp_path):
+    run = bare_run(tmp_path/'run')
+    save_edit(run, dict(op='drop', cluster=1))
+    old = base_of(RAW)
+    write_table(RAW.assign(cluster=RAW.cluster.to_numpy()[::-1].copy()), run/'31_selflabel/assignments.parquet')
+    with pytest.raises(UserError, match='line 1 was written for other clusters'): current(run)
+    with pytest.raises(Elsewhere, match='anew'): save_edit(run, dict(op='drop', cluster=2), base=old)
+    with pytest.raises(UserError, match='line 1'): save_edit(run, dict(op='drop', cluster=2))
+    assert len(lines_of(run)) == 1
+    write_table(RAW, run/'31_selflabel/assignments.parquet')
+    assert current(run).dropped == {1}, 'the old clusters are back, and so is the edit'
+
+
+def test_the_base_names_ids_and_clusters_and_nothing_else():
+    assert base_of(RAW) == base_of(RAW.assign(confidence=0.).astype({'cluster': 'int64'})) == base_of(RAW.astype({'cluster': 'int16'}))
+    for other in (RAW[::-1], RAW.assign(cluster=0), RAW.assign(ad_id=list('abcdefgi')), RAW[:7]): assert base_of(other) != base_of(RAW)
+
+
+# Whatever somebody does: what is saved is what is replayed
+
+EDITS = st.one_of(st.builds(lambda o, c: dict(op=o, cluster=c), st.sampled_from(['drop', 'restore']), st.integers(0, 6)), st.builds(lambda c, n: dict(op='rename', cluster=c, name=n), st.integers(0, 6), NAMES),
+                  st.builds(lambda a, b: dict(op='merge', clusters=[a, b]), st.integers(0, 6), st.integers(0, 6)), st.builds(lambda a, c: dict(op='move', ads=a, cluster=c), st.lists(st.sampled_from('abcdefgh')), st.integers(0, 6)),
+                  st.builds(lambda a, c: dict(op='split', ads=a, cluster=c), st.lists(st.sampled_from('abcdefgh')), st.integers(0, 6)), st.just(dict(op='undo')))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(EDITS, max_size=8))
+def test_the_file_says_what_the_saver_said(tmp_path_factory, edits):
+    run, accepted = bare_run(tmp_path_factory.mktemp('edits')), []
+    for edit in edits:
+        try: n, p = save_edit(run, edit, known=len(accepted))
+        except UserError: continue
+        accepted.append(edit)
+        now = current(run)
+        assert n == len(accepted) and p.table.equals(now.table) and (p.names, p.dropped) == (now.names, now.dropped)
+        assert p.table.ad_id.tolist() == RAW.ad_id.tolist()
+    bare = replay(RAW, accepted)
+    assert current(run).table.equals(bare.table) and len(standing(accepted)) == len(standing(read_edits(run)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.one_of(st.just(None), st.dictionaries(st.sampled_from(['T', 'kept', 'order', 'curriculum']), st.none() | st.sampled_from([1, 2]), min_size=1)), max_size=7))
+def test_choices_go_back_one_by_one(tmp_path_factory, acts):
+    "None takes back; the oracle is a stack."
+    values = dict(T=lambda v: v/10, kept=lambda v: [v], order=lambda v: [v, 0], curriculum='cc pc'.split()[0:2].__getitem__)
+    run, stack = bare_run(tmp_path_factory.mktemp('choices')), [{}]
+    for act in acts:
+        if act is None:
+            if len(stack) == 1:
+                with pytest.raises(UserError): undo_choice(run)
+                continue
+            stack.pop()
+            n, now = undo_choice(run, read_choice(run))
+        else:
+            new = {k: None if v is None else values[k](v if k != 'curriculum' else v-1) for k, v in act.items()}
+            stack.append({k: v for k, v in (stack[-1] | new).items() if v is not None})
+            n, now = save_choice(run, read_choice(run), **new)
+        assert now == read_choice(run) and n == len(stack)-1 and {k: v for k, v in now.items() if k not in ('author', 'at', 'before')} == stack[-1]
+
+
+def test_a_choice_that_one_has_not_seen_is_not_replaced(tmp_path):
+    run = bare_run(tmp_path/'run')
+    _, seen = save_choice(run, {}, T=.2)
+    _, now = save_choice(run, seen, T=.3)
+    for act in (lambda: save_choice(run, seen, T=.4), lambda: undo_choice(run, seen), lambda: save_choice(run, {}, T=.4)):
+        with pytest.raises(Elsewhere): act()
+    assert read_choice(run) == now
+
+
+def test_a_choice_of_a_hand_can_be_undone(tmp_path):
+    run = bare_run(tmp_path/'run')
+    write_json({'order': [1, 0], 'kept': None}, run/'human/choice.json')
+    assert save_choice(run, T=.2)[0] == 2 and undo_choice(run)[1] == {'order': [1, 0]} and undo_choice(run) == (0, {}) and read_choice(run) == {}
+
+
+@pytest.mark.parametrize('before', [[5], [{'kept': 'x'}], ['{}']])
+def test_a_broken_past_is_named_and_not_restored(tmp_path, before):
+    run = bare_run(tmp_path/'run')
+    write_json({'T': .2, 'before': before}, run/'human/choice.json')
+    with pytest.raises(UserError, match='choice.json'): undo_choice(run)
+    assert json.loads((run/'human/choice.json').read_text())['T'] == .2
+
+
+def test_fifty_thousand_ads_are_moved_within_seconds(tmp_path):
+    ids = [f'{i:016x}' for i in range(60_000)]
+    run, began = bare_run(tmp_path/'run', pd.DataFrame(dict(ad_id=ids, cluster=np.arange(60_000) % 50, confidence=.5))), time.process_time()
+    n, p = save_edit(run, dict(op='move', ads=ids[:50_000], cluster=7))
+    assert n == 1 and (p.table.cluster[:50_000] == 7).all() and current(run).table.equals(p.table) and time.process_time()-began < 4
+
+
+def test_append_line_is_durable_when_it_returns(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, 'fsync', lambda fd: synced.append(os.fstat(fd).st_size))
+    append_line(tmp_path/'x.jsonl', dict(a='é'))
+    assert synced == [len('{"a": "é"}\n'.encode())]
