@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from subtask_kit.artifacts import open_run, write_json, write_table
+from subtask_kit.artifacts import open_run, write_json, write_table, write_tensors
 
 KINDS = ('pistol', 'bottle', 'dice', 'cigarette', 'pills')
 METHODS = ('vit', 'deit_1', 'at_sd', 'ft_sd', 'ft_sd_cc', 'ft_sd_ul')
@@ -24,9 +24,16 @@ def draw(rng, kind, px):
     return np.asarray(image)
 
 
-def make_ads(rng, truth):
-    "ads.parquet for all splits, embargoed ads and a pool; `image_row` is the row."
-    parts = [dict(label=label, split=split) for split, counts in SPLITS.items() for label, n in enumerate(counts) for _ in range(n)]
+def texture(rng, px=96):
+    "A picture that costs a JPEG about as much as a photograph does: soft shapes and some grain."
+    soft = Image.fromarray(rng.integers(20, 236, (9, 9, 3), dtype='uint8')).resize((px, px), Image.Resampling.BICUBIC)
+    return (np.asarray(soft) + rng.normal(0, 9, (px, px, 1))).clip(0, 255).astype('uint8')
+
+
+def make_ads(rng, truth, defective=None):
+    "ads.parquet for all splits, embargoed ads and a pool; `image_row` is the row. `defective`: how many training ads are."
+    splits = SPLITS if defective is None else SPLITS | dict(train=(defective, SPLITS['train'][1]))
+    parts = [dict(label=label, split=split) for split, counts in splits.items() for label, n in enumerate(counts) for _ in range(n)]
     parts += [dict(label=i % 2, split='') for i in range(10)] + [dict(label=pd.NA, split='', pool=True)]*40
     ads = pd.DataFrame(parts)
     n, defective = len(ads), (ads.label == 0).fillna(False).values
@@ -49,6 +56,15 @@ def make_clusters(rng, ads, k):
                               top_advertiser_share=rng.uniform(.3, .9, k), dropped=False))
     if 'sub_defect' in ads: table = table.assign(purity=rng.uniform(.5, 1, k), noise_share=rng.uniform(0, .5, k), top_sub_defect=[KINDS[i % 5] for i in range(k)])
     return part, table, pd.DataFrame(dict(ad_id=part.ad_id, x=xy[:, 0], y=xy[:, 1], method='pca'))
+
+
+def spread(rng, part):
+    "Clusters of unequal size as blobs of unequal width, one beside another: (partition, map)."
+    k = part.cluster.nunique()
+    weight = rng.lognormal(0, .6, k)
+    cluster = np.r_[np.arange(k), rng.choice(k, len(part)-k, p=weight/weight.sum())]
+    xy = rng.uniform(-10, 10, (k, 2))[cluster] + rng.normal(0, 1, (len(part), 2))*rng.uniform(.2, .7, (k, 1))[cluster]
+    return part.assign(cluster=cluster), pd.DataFrame(dict(ad_id=part.ad_id, x=xy[:, 0], y=xy[:, 1], method='pca'))
 
 
 def make_competence(rng, clusters):
@@ -112,11 +128,16 @@ def evaluation(run, rng, ads, truth):
     finish(run, '41_evaluate', dict(prevalence=.286, test_defects=80), config=dict(coverage=.9, baseline='vit'))
 
 
-def make_fake_run(path, k=6, px=32, seed=0, truth=True, until='41_evaluate', hostile=False):
-    "Fill the folder `path` with what a run holds after the stage `until`; `hostile` puts markup into everything that comes from data."
+def make_fake_run(path, k=6, px=32, seed=0, truth=True, until='41_evaluate', hostile=False, defective=None, pictures=None):
+    """Fill the folder `path` with what a run holds after the stage `until`; `hostile` puts markup into everything that comes from data.
+    `defective` training ads in uneven clusters instead of a handful; `pictures` textures shared by all ads instead of one drawing an ad."""
     run, rng = open_run(Path(path), create=True), np.random.default_rng(seed)
-    ads = make_ads(rng, truth)
+    ads = make_ads(rng, truth, defective)
     part, clusters, points = make_clusters(rng, ads, k)
+    if defective:
+        part, points = spread(rng, part)
+        clusters = clusters.assign(size=part.groupby('cluster').size().values, confidence=part.groupby('cluster').confidence.mean().values, medoid=part.groupby('cluster').ad_id.first().values)
+    if pictures: ads['image_row'] = np.arange(len(ads)) % pictures
     if hostile:
         ads['headline'] = ads['advertiser'] = ads['path'] = HOSTILE
         clusters['name'] = HOSTILE
@@ -125,7 +146,8 @@ def make_fake_run(path, k=6, px=32, seed=0, truth=True, until='41_evaluate', hos
     write_json(dict(data='ads.csv'+mark, unlabelled='', preset='tiny', parameters={}), run/'run.json')
 
     def curate():
-        np.save(run.path/'13_curate/images.npy', np.stack([draw(rng, kind, px) for kind in (ads.sub_defect if truth else ['']*len(ads))]))
+        drawn = [texture(rng, px) for _ in range(pictures)] if pictures else [draw(rng, kind, px) for kind in (ads.sub_defect if truth else ['']*len(ads))]
+        np.save(run.path/'13_curate/images.npy', np.stack(drawn))
         write_table(ads, run/'13_curate/ads.parquet')
         write_table(pd.DataFrame(dict(ad_id=['x1', 'x2', None], row=[1, 2, 3], path='p'+mark, source='data', reason=['same headline', 'same headline', 'cannot be decoded'+mark], of=['ad00000', 'ad00001', None])), run/'13_curate/drops.parquet')
         write_json(dict(exact=0, headline=2, note=mark), run/'13_curate/leakage.json')
@@ -136,6 +158,10 @@ def make_fake_run(path, k=6, px=32, seed=0, truth=True, until='41_evaluate', hos
     def describe():
         for name, t in (('partition', part), ('clusters', clusters), ('map', points)): write_table(t, run/f'32_clusters/{name}.parquet')
     def teach():
+        write_table(ads[['ad_id', 'split', 'label']].assign(row=np.arange(len(ads))), run/'33_specialists/rows.parquet')
+        write_table(pd.DataFrame(dict(position=range(k), cluster=range(k))), run/'33_specialists/clusters.parquet')
+        sure = np.where(ads.label.fillna(0).to_numpy(int) == 1, 1.5, -1.5)[:, None, None].astype('float32')
+        write_tensors(dict(margins=(sure + np.random.default_rng(seed).standard_normal((len(ads), 2, k), 'float32')).astype('float16')), run/'33_specialists/margins.safetensors')
         for c in [*range(k), 'whole_task']: write_table(losses(rng), run/'33_specialists/teachers'/(c if c == 'whole_task' else f'{c:03d}')/'history.parquet')
     def select():
         write_table(make_competence(rng, clusters), run/'34_select/competence.parquet')

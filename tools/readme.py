@@ -24,7 +24,7 @@ def cell_markdown(cell) -> str:
 def main():
     nb = nbformat.read(ROOT/'nbs/index.ipynb', as_version=4)
     body = '\n\n'.join(t for t in map(cell_markdown, nb.cells) if t.strip())
-    body = body.replace('](images/', '](nbs/images/').replace('](benchmarks/', '](nbs/benchmarks/').replace('](../', '](')
+    body = body.replace('](images/', '](nbs/images/').replace('](benchmarks/', '](nbs/benchmarks/').replace('](tutorials/', '](nbs/tutorials/').replace('](../', '](')
     (ROOT/'README.md').write_text('<!-- Made from nbs/index.ipynb by tools/readme.py: edit there. -->\n\n' + body.rstrip() + '\n')
 
 

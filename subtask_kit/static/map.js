@@ -166,7 +166,7 @@ function render({ model, el }) {
     if (image?.scale !== devicePixelRatio) image = prepare();
     const style = getComputedStyle(points), paper = rgb(style.backgroundColor), grey = mix(paper, rgb(style.color), 90), f = now();
     const full = groups().map(g => g.dim ? grey : rgb(g.colour));
-    const look = { full, faint: full.map(c => mix(paper, c, 40)), dim: groups().map(g => g.dim ? 1 : 0) };
+    const look = { full, faint: full.map(c => mix(paper, c, 64)), dim: groups().map(g => g.dim ? 1 : 0) };
     const bits = bytes(model.get('selected')), some = bits.some(Boolean);
     stale = false;
     image.pixels.fill(paper);
