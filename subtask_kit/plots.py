@@ -115,7 +115,8 @@ def teacher_marks(table:pd.DataFrame,  # competence, one row a teacher
     label = table.cluster.map(lambda c: cluster_label(c, names))
     why = table.why.map(lambda w: '<br>'.join(text(part) for part in w.split('; ')))
     colour, symbol = zip(*(VERDICTS[v] for v in table.verdict)) if len(table) else ((), ())
-    return dict(color=list(colour), symbol=list(symbol), text=('cluster ' + label + '<br>' + table['size'].map('{} ads<br>'.format) + why).tolist())
+    npv = [f'<br>NPV {r.npv:.2f} ({r.low:.2f} to {r.high:.2f}), floor {r.floor:.2f}' for r in table.itertuples()]
+    return dict(color=list(colour), symbol=list(symbol), text=('cluster ' + label + '<br>' + table['size'].map('{} ads<br>'.format) + why + npv).tolist())
 
 # %% ../nbs/60_plots.ipynb #a56a5276
 def teacher_plot(table:pd.DataFrame,  # competence.parquet

@@ -36,6 +36,9 @@ def below(images:list[Image.Image], gap:int=10)->Image.Image:
     return beside([i.transpose(Image.Transpose.TRANSPOSE) for i in images], gap).transpose(Image.Transpose.TRANSPOSE)
 
 # %% ../nbs/56_stills.ipynb #57c75077
+def _rgb(colour): return tuple(int(colour[i:i+2], 16) for i in (1, 3, 5))
+def _disc(r): return [(dx, dy) for dx in range(-r, r+1) for dy in range(-r, r+1) if dx*dx + dy*dy <= (r+.4)**2]
+
 def map_still(grid:np.ndarray,   # n x 2, from `view.to_grid`
               code:np.ndarray,   # n, index into `groups`
               groups:list[dict], # label, colour, at (a place on the grid), dim
@@ -43,15 +46,18 @@ def map_still(grid:np.ndarray,   # n x 2, from `view.to_grid`
               side:int=420       # pixels
              )->Image.Image:
     "Points by group, with their labels."
-    image, edge = Image.new('RGB', (side, side), PAPER), 14
-    pen, r = ImageDraw.Draw(image), 4 if len(grid) < 3000 else 2
-    def place(p): return edge + float(p[0])*(side-2*edge)/SIDE, side - edge - float(p[1])*(side-2*edge)/SIDE
+    edge, r = 14, 4 if len(grid) < 3000 else 2
     shown = np.ones(len(grid), bool) if lit is None or not lit.any() else lit
-    for i in np.argsort(shown, kind='stable'):
-        (x, y), g = place(grid[i]), groups[code[i]]
-        pen.ellipse((x-r, y-r, x+r, y+r), fill='#dfe3e8' if not shown[i] else SOFT if g['dim'] else g['colour'])
+    colours = np.array([_rgb(SOFT if g['dim'] else g['colour']) for g in groups], 'uint8')[code]
+    colours[~shown] = _rgb('#dfe3e8')
+    def place(p): return edge + np.asarray(p, float)*[1, -1]*(side-2*edge)/SIDE + [0, side-2*edge]
+    pixels, order = np.full((side, side, 3), 255, 'uint8'), np.argsort(shown, kind='stable') # what is selected lies on top
+    x, y = place(grid)[order].round().astype(int).T
+    for dx, dy in _disc(r): pixels[y+dy, x+dx] = colours[order]
+    image = Image.fromarray(pixels)
+    pen = ImageDraw.Draw(image)
     for g in groups:
-        if g['at']: pen.text(place(g['at']), g['label'][:24], fill=INK, font=_font(13), anchor='mm', stroke_width=3, stroke_fill=PAPER)
+        if g['at']: pen.text(tuple(place(g['at'])), g['label'][:24], fill=INK, font=_font(13), anchor='mm', stroke_width=3, stroke_fill=PAPER)
     return image
 
 # %% ../nbs/56_stills.ipynb #ee3d43b8

@@ -6,10 +6,10 @@
 __all__ = ['STATIC', 'PAGE', 'AGAIN', 'ELSEWHERE', 'RANKS', 'SORTS', 'NOTHING', 'WIDTH', 'VIEWS', 'MEANING', 'ORDER_NAMES', 'Map',
            'to_bits', 'from_bits', 'Gallery', 'Album', 'Status', 'button', 'row', 'Frame', 'decide', 'choose', 'escape',
            'number', 'share', 'cell', 'facts', 'entries', 'plain_label', 'groups_of', 'members_page', 'browser_layout',
-           'members_set', 'renew', 'ClusterBrowser', 'listen', 'paint_browser', 'redraw_browser', 'drop_or_restore',
-           'EditBar', 'at_T', 'kept_words', 'put', 'live', 'mark_teachers', 'sight_set', 'inspector_layout',
-           'TeacherInspector', 'paint_inspector', 'TeacherBar', 'epoch_feed', 'order_rows', 'scores_table',
-           'CurriculumPicker', 'OrderBar']
+           'members_set', 'renew', 'ClusterBrowser', 'listen', 'paint_browser', 'redraw_browser', 'behind',
+           'drop_or_restore', 'EditBar', 'at_T', 'kept_words', 'put', 'live', 'mark_teachers', 'sight_set',
+           'inspector_layout', 'TeacherInspector', 'paint_inspector', 'TeacherBar', 'epoch_feed', 'order_rows',
+           'scores_table', 'CurriculumPicker', 'OrderBar']
 
 # %% ../nbs/61_widgets.ipynb #42745a7b
 import base64
@@ -32,7 +32,7 @@ from . import plots, stills
 from .artifacts import Run
 from .core import UserError
 from .curriculum import batches, composition
-from .editor import Editor, cluster_table, rows_of
+from .editor import Editor, cluster_table, members_then, rows_of
 from .metrics import operating_point
 from .selection import Select, judge, overrule, save_choice, undo_choice
 from .view import judged_by, possible_orders, scored, sheet, sight, to_grid
@@ -151,6 +151,8 @@ class Frame(w.VBox):
         super().__init__()
         self.add_class('stk-widget')
 
+    def warning(self)->str: return '' # what to bear in mind while looking
+
     def unveil(self)->None:
         "Send pictures as they are, or veil them again."
         for album in self.albums:
@@ -189,7 +191,7 @@ def decide(frame:Frame,
         if frame.editor.stale() == 'human': frame.reread(str(e))
         else: frame.status.notice = str(e)
         return False
-    frame.status.text, frame.status.notice = f'saved, operation {n}: {said}', ''
+    frame.status.text, frame.status.notice = f'saved, operation {n}: {said}', frame.warning()
     frame.redraw()
     return True
 
@@ -366,6 +368,11 @@ def redraw_browser(b:ClusterBrowser)->None:
     paint_browser(b)
 
 # %% ../nbs/61_widgets.ipynb #9ddddcf2
+def behind(frame:Frame)->str:
+    "Whether members of clusters have changed since teachers were trained on them."
+    changed = frame.editor.cluster != members_then(frame.editor)
+    return 'Members of clusters were moved since the last run. What is shown here is of that run; run again to see the clusters as they are now.' if changed.any() else ''
+
 def drop_or_restore(frame:Frame, c:int)->bool: # whether it is saved
     "Throw a cluster out, or take it back in."
     op, said = ('restore', 'restored') if c in frame.editor.dropped else ('drop', 'dropped')
@@ -475,6 +482,7 @@ def inspector_layout(i)->list:
 # %% ../nbs/61_widgets.ipynb #99c4d01a
 class TeacherInspector(Frame):
     "Every teacher's competence, the threshold T, and what one teacher sees."
+    warning = behind
     def __init__(self, run:Run|str|Path):
         super().__init__(run, 'competence', 'partition', 'clusters')
         self.cfg = Select(**self.editor.d['manifests']['34_select']['spec']['config'])
@@ -490,7 +498,7 @@ class TeacherInspector(Frame):
         for control in (self.teacher, self.kind): control.observe(lambda _: self.paint(), 'value')
         self.figure.data[0].on_click(lambda trace, points, state: self.pick(int(self.table.cluster.iloc[points.point_inds[0]])) if points.point_inds else None)
         self.redraw()
-        self.children = inspector_layout(self)
+        self.children, self.status.notice = inspector_layout(self), self.warning()
 
     def start(self)->float: return float(self.editor.choice.get('T', self.editor.d['manifests']['34_select']['metrics']['T']))
 
@@ -519,7 +527,7 @@ class TeacherInspector(Frame):
 def paint_inspector(i:TeacherInspector)->None:
     "Show the chosen teacher: its scores, what it sees, its cluster."
     e, c = i.editor, i.teacher.value
-    judged, then = judged_by(e.d, c), e.d['partition'].set_index('ad_id').cluster.reindex(e.place).to_numpy()
+    judged, then = judged_by(e.d, c), members_then(e)
     point = operating_point(judged.margin, judged.label, i.cfg.level, i.cfg.rate_of)
     figure = plots.score_plot(judged.p_acceptable, judged.label, 1/(1+np.exp(-point)))
     put(i.scores, figure.update_layout(height=220))
@@ -574,6 +582,7 @@ def scores_table(table:pd.DataFrame # from `view.scored`
 # %% ../nbs/61_widgets.ipynb #5882f9b1
 class CurriculumPicker(Frame):
     "The orders of the kept sub-tasks, side by side; choose one, or make your own."
+    warning = behind
     def __init__(self, run:Run|str|Path):
         super().__init__(run, 'competence', 'partition', 'clusters', 'curriculum')
         self.gallery, self.feed, self.scores = Gallery(rows=True, px=64), w.Output(), w.HTML(scores_table(scored(self.editor.run)))
@@ -585,7 +594,7 @@ class CurriculumPicker(Frame):
         self.paint()
         for control in (self.method, self.epoch): control.observe(lambda _: self.paint(), 'value')
         self.gallery.observe(lambda _: self.picked(), 'picked')
-        self.children = [self.status, self.decisions, row(self.method, self.sharp), self.gallery, self.epoch, self.feed, self.scores]
+        self.children, self.status.notice = [self.status, self.decisions, row(self.method, self.sharp), self.gallery, self.epoch, self.feed, self.scores], self.warning()
 
     def standing(self)->str: # a key of ORDERS
         "The order that the next run takes, as things stand."

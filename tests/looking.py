@@ -46,7 +46,7 @@ def change(run, file, f):
     stage, path = file.partition('/')[0], run/file
     write_table(f(read_table(path)), path)
     old = read_json(run/stage/'manifest.json')
-    finish(run, stage, old['metrics'], **old['spec'])
+    finish(run, stage, old['metrics'], config=old['spec']['config'], inputs=old['spec']['inputs'])
 
 
 def configure(run, stage, **config):
