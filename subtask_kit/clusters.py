@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['OPS', 'MAPS', 'Partition', 'base_of', 'standing', 'replay', 'read_edits', 'current', 'Elsewhere', 'signature',
-           'append_line', 'save_edit', 'describe_cluster', 'describe', 'coordinates', 'Clusters', 'clusters']
+           'deciding', 'append_line', 'save_edit', 'describe_cluster', 'describe', 'coordinates', 'Clusters',
+           'clusters']
 
 # %% ../nbs/32_clusters.ipynb #788e1550
+import errno
 import getpass
 import hashlib
 import inspect
 import json
 import os
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -111,9 +114,10 @@ def replay(assignments:pd.DataFrame, # ad_id, cluster, confidence
 # %% ../nbs/32_clusters.ipynb #72603510
 def read_edits(run:Run)->list[dict]:
     "The lines of `human/edits.jsonl`; a missing file is no edits."
-    path = run/'human/edits.jsonl'
-    edits = []
-    for line, text in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+    path, edits = run/'human/edits.jsonl', []
+    try: lines = path.read_text(encoding='utf-8').split('\n') if path.exists() else ['']
+    except UnicodeDecodeError: raise UserError(f'{path} is not UTF-8', 'save it as UTF-8') from None
+    for line, text in enumerate(lines[:-1] if lines[-1] == '' else lines, 1):
         try: edits.append(json.loads(text or '{}')) # an empty line counts as a line, and does nothing
         except json.JSONDecodeError as e: raise UserError(f'{path} line {line} is not JSON: {e.msg}', 'mend or remove the line') from e
     return edits
@@ -133,18 +137,27 @@ def signature()->dict:
     except (KeyError, OSError): author = ''
     return dict(author=author, at=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()))
 
+@contextmanager
+def deciding(run:Run):
+    "Nobody else decides meanwhile; what the disk refuses is said in one line."
+    try:
+        (run/'human').mkdir(exist_ok=True)
+        with lock(run, 'human', wait=10): yield
+    except OSError as e: raise UserError(f'{run/"human"}: not saved: {e.strerror or e}', 'mend that and decide again') from e
+
 def append_line(path:Path, value:dict)->None:
     "Append one JSON line; on the disk when this returns, and either whole or not there."
     with open(path, 'a+b', buffering=0) as f:
         size = f.seek(0, os.SEEK_END)
         torn = size and os.pread(f.fileno(), 1, size-1) != b'\n' # an editor may have left out the last line's end
-        line = b'\n'*bool(torn) + json.dumps(value, ensure_ascii=False).encode() + b'\n'
+        line = b'\n'*bool(torn) + json.dumps(value, ensure_ascii=False, default=lambda x: x.item()).encode() + b'\n' # numpy's numbers are numbers
         try:
-            if f.write(line) < len(line): raise OSError(28, os.strerror(28))
+            if f.write(line) < len(line): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(f.fileno())
-        except OSError as e:
+        except OSError:
             f.truncate(size)
-            raise UserError(f'{path}: not saved: {e.strerror}', 'make room and decide again') from e
+            if not size: path.unlink() # an empty file is no decision
+            raise
 
 # %% ../nbs/32_clusters.ipynb #c8c09ef6
 def save_edit(run:Run|str|Path,
@@ -154,14 +167,14 @@ def save_edit(run:Run|str|Path,
              )->tuple[int,Partition]: # lines now, and the clusters after it
     "Append one edit to `human/edits.jsonl`, signed and dated."
     run = open_run(run)
-    (run/'human').mkdir(exist_ok=True)
     raw = read_table(run/'31_selflabel/assignments.parquet')
     if base not in (None, base_of(raw)): raise Elsewhere('not saved: self-labelling has run anew, these clusters are gone', 'open the run again')
-    with lock(run, 'human', wait=10):
+    with deciding(run):
         edits = read_edits(run)
-        if known not in (None, len(edits)): raise Elsewhere(f'not saved: {len(edits)-known} operations were added elsewhere since you looked', 'look again and decide anew')
-        if edit['op'] == 'undo' and not standing(edits): raise UserError('there is nothing to undo')
-        edit = edit | signature() | ({} if edit['op'] == 'undo' else dict(base=base_of(raw)))
+        if known not in (None, len(edits)): raise Elsewhere('not saved: clusters were edited elsewhere since you looked', 'look again and decide anew')
+        undo = edit.get('op') == 'undo'
+        if undo and not standing(edits): raise UserError('there is nothing to undo')
+        edit = edit | signature() | ({} if undo else dict(base=base_of(raw)))
         try: p = replay(raw, [*edits, edit], str(run/'human/edits.jsonl'))
         except UserError as e: raise UserError(f'not saved: {e.__cause__ or e}') from e # a line of the file, or what this edit asks for in vain
         append_line(run/'human/edits.jsonl', edit)

@@ -120,11 +120,11 @@ def order(cfg, run, out):
     "Write the curriculum: method, order, the scores behind it, and who decided."
     table, choice = read_table(run/'34_select/competence.parquet'), read_choice(run)
     hand = choice.get('order')
-    unknown = sorted(set(hand or ()) - set(table.cluster))
-    if unknown: raise UserError(f'human/choice.json orders the clusters {unknown}, which do not exist', 'take them out of "order"')
-    if cfg.acceptable not in ('shared', 'repeated'): raise UserError(f'acceptable "{cfg.acceptable}" is not known', 'use shared or repeated')
     chosen = choice.get('curriculum', 'hand' if hand else None)
     method = chosen or cfg.method
+    unknown = sorted(set(hand or ()) - set(table.cluster)) if method == 'hand' else []
+    if unknown: raise UserError(f'human/choice.json orders the clusters {unknown}, which do not exist', 'take them out of "order"')
+    if cfg.acceptable not in ('shared', 'repeated'): raise UserError(f'acceptable "{cfg.acceptable}" is not known', 'use shared or repeated')
     clusters, kept = order_clusters(method, table, hand), table[table.kept].set_index('cluster')
     scores = {str(c): float(kept.loc[c, SCORES[method]]) for c in clusters} if method in SCORES else {}
     write_json(dict(method=method, order=clusters, scores=scores, by='person' if chosen else 'rule', acceptable=cfg.acceptable),

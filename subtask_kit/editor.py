@@ -15,7 +15,7 @@ from .artifacts import Run, open_run
 from .clusters import base_of, read_edits, replay, save_edit
 from .core import UserError
 from .selection import read_choice
-from .view import defective_ads, members_changed, numbers, read_run
+from .view import defective_ads, members_changed, numbers, read_run, trained_on_these
 
 # %% ../nbs/57_editor.ipynb #f64575a6
 STAGES = tuple(f'{s}/manifest.json' for s in ('31_selflabel', '32_clusters', '34_select', '41_evaluate'))
@@ -35,13 +35,18 @@ class Editor:
                 ):
         self.d = read_run(run, 'ads', 'assignments', 'map', 'competence?', 'partition?', *wanted)
         self.run, self.ads = self.d['run'], defective_ads(self.d)
-        self.base, self.place = base_of(self.d['assignments']), pd.Index(self.ads.ad_id)
+        if not trained_on_these(self.d):
+            if 'competence' in wanted: raise UserError(f'{self.run.path}: its teachers were trained on other clusters', f'subtask-kit run {self.run.path}')
+            self.d.pop('competence', None)
+        self.base, self.place, self.marks = base_of(self.d['assignments']), pd.Index(self.ads.ad_id), marks(self.run)
         self.refresh()
 
     def refresh(self)->None:
-        "Take over what the files say now."
-        self.marks, edits, self.choice = marks(self.run), read_edits(self.run), read_choice(self.run)
+        "Take over what people have decided."
+        now = marks(self.run)
+        edits, choice = read_edits(self.run), read_choice(self.run)
         self._take(len(edits), replay(self.d['assignments'], edits, str(self.run/'human/edits.jsonl')))
+        self.choice, self.marks = choice, self.marks | {name: now[name] for name in HUMAN}
 
     def _take(self, lines, p):
         self.lines, self.names, self.dropped, self.cluster = lines, p.names, p.dropped, p.table.cluster.to_numpy()
@@ -50,7 +55,7 @@ class Editor:
         "Save one edit; what is shown changes only when it is on the disk."
         lines, p = save_edit(self.run, dict(op=op, **what), self.lines, self.base)
         self._take(lines, p)
-        self.marks = marks(self.run)
+        self.marks['human/edits.jsonl'] = marks(self.run)['human/edits.jsonl']
         return lines
 
     def stale(self)->str: # 'run', 'human' or ''
@@ -65,9 +70,9 @@ def members_then(e:Editor)->np.ndarray: # a number for every ad
 
 def cluster_table(e:Editor)->pd.DataFrame: # one row a cluster, by its number: `view.numbers`, name, dropped, changed
     "What is known of every cluster, as it stands now."
-    judged = 'competence' in e.d
+    judged = 'competence' in e.d and 'partition' in e.d
     then = members_then(e) if judged else None
-    table = numbers(e.ads, e.cluster, e.d.get('competence'), then)
+    table = numbers(e.ads, e.cluster, e.d['competence'] if judged else None, then)
     changed = members_changed(then, e.cluster) if judged else set()
     return table.assign(name=[e.names.get(c, '') for c in table.index], dropped=[c in e.dropped for c in table.index], changed=[c in changed for c in table.index])
 

@@ -85,10 +85,11 @@ def restart(page):
 
 
 def run_all(page, timeout=60):
-    "Run all cells and wait until each has a number and none is running."
+    "Run all cells and wait until each has a new number and none is running."
+    before = page.evaluate("Math.max(0, ...jupyterapp.shell.currentWidget.content.model.sharedModel.cells.map(c => c.execution_count ?? 0))")
     page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
-    page.wait_for_function("""() => { const cells = jupyterapp.shell.currentWidget.content.model.sharedModel.cells.filter(c => c.cell_type === 'code');
-        return cells.every(c => c.execution_count > 0) && jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle' }""", timeout=timeout*1000)
+    page.wait_for_function("""before => { const cells = jupyterapp.shell.currentWidget.content.model.sharedModel.cells.filter(c => c.cell_type === 'code');
+        return cells.every(c => c.execution_count > before) && jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle' }""", arg=before, timeout=timeout*1000)
 
 
 def painted(page, gallery, beyond=-1, timeout=20):

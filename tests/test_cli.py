@@ -107,3 +107,40 @@ def test_an_error_of_ours_points_to_the_log(micro_run, tmp_path):
     done = subprocess.run([KIT, 'run', run.path, '-p', 'distill_lr', '.01', '--workers', '1'], capture_output=True, text=True)
     assert done.returncode == 1 and len(last(done)) == 1 and 'stage 37_distill' in last(done)[0] and str(run/'log.txt') in last(done)[0]
     assert 'Traceback' in (run/'log.txt').read_text() and '\x1b' not in (run/'log.txt').read_text() and 'distill' not in manifests(open_run(run))
+
+
+def test_lab_refuses_what_cannot_be_looked_at(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli.os, 'execv', lambda *args: pytest.fail('JupyterLab was started'))
+    (tmp_path/'file').write_text('')
+    (tmp_path/'empty').mkdir()
+    for path in (tmp_path/'nowhere', tmp_path/'file', tmp_path/'empty'):
+        code, err = fails(capsys, 'lab', path)
+        assert code == 2 and len(err.splitlines()) == 1 and err.startswith('error: ') and str(path) in err
+    assert not list((tmp_path/'empty').iterdir()) and not (tmp_path/'nowhere').exists()
+
+
+def test_lab_opens_a_copy_of_the_notebook_and_keeps_one_that_is_there(capsys, tmp_path, monkeypatch):
+    from fake_run import make_fake_run
+    started = []
+    monkeypatch.setattr(cli.os, 'execv', lambda program, words: started.append(words))
+    run = make_fake_run(tmp_path/'a run <b>', 4, until='32_clusters')
+    monkeypatch.chdir(tmp_path)
+    cli.main(['lab', 'a run <b>', '--no-browser', '--port', '8899'])
+    page = run/'explore.ipynb'
+    assert started[0][1:4] == ['-m', 'jupyterlab', str(page.resolve())] and started[0][-3:] == ['--no-browser', '--port', '8899'] and str(page) in capsys.readouterr().out
+    assert page.stat().st_mode & 0o200, 'it can be saved'
+    page.write_text('what somebody has made of it')
+    cli.main(['lab', str(run.path)])
+    assert page.read_text() == 'what somebody has made of it' and len(started) == 2
+
+
+def test_a_run_with_broken_decisions_is_refused_at_once(capsys, micro_run, tmp_path, monkeypatch):
+    import subtask_kit.pipeline
+    monkeypatch.setattr(subtask_kit.pipeline, 'execute', lambda *args: pytest.fail('the pipeline was started'))
+    run = copy_of(micro_run, tmp_path/'run')
+    (run/'human').mkdir(exist_ok=True)
+    for name, text in (('edits.jsonl', '{"op": "drop", "cluster": 77}'), ('edits.jsonl', '{"op"'), ('choice.json', '{"T": "x"}')):
+        (run/'human'/name).write_text(text)
+        code, err = fails(capsys, 'run', run.path)
+        assert code == 2 and name in err and len(err.splitlines()) == 1
+        (run/'human'/name).unlink()

@@ -6,10 +6,11 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stages import again, copy_of
-from subtask_kit.artifacts import open_run, read_table
-from subtask_kit.clusters import coordinates, current, describe, replay, standing
+from stages import again, copy_of, hashes
+from subtask_kit.artifacts import open_run, read_json, read_table
+from subtask_kit.clusters import coordinates, current, describe, replay, save_edit, standing
 from subtask_kit.core import UserError
+from subtask_kit.selection import save_choice
 
 RAW = pd.DataFrame(dict(ad_id=list('abcdefgh'), cluster=[0, 0, 1, 1, 2, 2, 3, 3], confidence=np.linspace(.2, .9, 8)))
 
@@ -128,3 +129,36 @@ def test_a_map_keeps_distances_of_a_plane():
 
 def test_an_unknown_map_is_refused():
     with pytest.raises(UserError, match='treasure'): coordinates(np.eye(4), 'treasure')
+
+
+def test_restore_takes_back_a_drop_and_nothing_else():
+    p = replay(RAW, [op('drop', cluster=1), op('drop', cluster=2), op('rename', cluster=1, name='x'), op('restore', cluster=1), op('restore', cluster=0)])
+    assert p.dropped == {2} and p.names == {1: 'x'} and p.table.equals(RAW)
+    assert replay(RAW, [op('drop', cluster=1), op('restore', cluster=1), op('undo')]).dropped == {1}
+    with pytest.raises(UserError, match='line 1'): replay(RAW, [op('restore', cluster=9)])
+
+
+def kept(run): return read_table(run/'34_select/competence.parquet').set_index('cluster')
+
+
+def test_the_next_run_honours_what_was_decided_and_forgets_what_was_taken_back(micro_run, tmp_path):
+    run = copy_of(micro_run, tmp_path/'run')
+    stages = ('selflabel', 'specialists', 'select', 'curriculum')
+    before, first = {s: hashes(run, s) for s in stages}, kept(run)
+    c = int(first.index[first.kept][0])
+    save_edit(run, dict(op='drop', cluster=c))
+    ran = again(run, 'curriculum', clusters_map='pca')
+    assert ran[0] == 'clusters' and ran[-1] == 'curriculum' and 'selflabel' not in ran and 'specialists' not in ran, 'a drop trains no teacher anew'
+    table = kept(run)
+    assert not table.kept[c] and table.by[c] == 'person' and (table.by.drop(c) == 'rule').all() and table.kept.drop(c).equals(first.kept.drop(c))
+    assert c not in read_json(run/'35_curriculum/curriculum.json')['order'] and read_json(run/'34_select/manifest.json')['metrics']['by'] == 'person'
+    save_edit(run, dict(op='restore', cluster=c))
+    again(run, 'curriculum', clusters_map='pca')
+    assert {s: hashes(run, s) for s in stages} == before
+    save_choice(run, curriculum='cc')
+    again(run, 'curriculum', clusters_map='pca')
+    written = read_json(run/'35_curriculum/curriculum.json')
+    assert (written['method'], written['by']) == ('cc', 'person') and written['order'] == first[first.kept].reset_index().sort_values(['confidence', 'cluster']).cluster.tolist()
+    save_choice(run, curriculum=None)
+    again(run, 'curriculum', clusters_map='pca')
+    assert {s: hashes(run, s) for s in stages} == before, 'with nothing chosen the rule decides again'

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from subtask_kit.artifacts import open_run, read_json, write_json, write_table
 from subtask_kit.core import UserError
-from subtask_kit.curriculum import ORDERS, Curriculum, batches, deal, order, order_clusters
+from subtask_kit.curriculum import ORDERS, Curriculum, batches, composition, deal, order, order_clusters
 
 TABLE = pd.DataFrame(dict(cluster=[4, 0, 7, 2], size=[9, 9, 9, 9], kept=[True, True, False, True], confidence=[.2, .9, .1, .5], teacher_val_npv=[.7, .6, .9, .8]))
 
@@ -193,3 +193,28 @@ def test_a_persons_order_goes_first(run):
 def test_stage_refuses_unknown_names(run):
     for cfg in (Curriculum(method='random'), Curriculum(method='hand'), Curriculum(acceptable='all')):
         with pytest.raises(UserError): order(cfg, run)
+
+
+@settings(max_examples=100, deadline=None)
+@given(worlds(), st.booleans(), st.integers(1, 20), st.sampled_from(['shared', 'repeated']))
+def test_composition_counts_what_is_fed(world, strict, batch, how):
+    epoch = feed(*world, batch=batch, how=how, strict=strict)
+    t, bad = composition(epoch, world[2]), set(world[2].tolist())
+    assert list(t.columns) == ['batch', 'cluster', 'defective', 'acceptable'] and not t.duplicated(['batch', 'cluster']).any()
+    want = {}
+    for b, (rows, clusters) in enumerate(epoch):
+        for r, c in zip(rows.tolist(), clusters.tolist()): want.setdefault((b, c), [0, 0])[r not in bad] += 1
+    assert {(b, c): [d, a] for b, c, d, a in t.itertuples(index=False)} == want
+    assert t.groupby('batch')[['defective', 'acceptable']].sum().sum(axis=1).tolist() == [len(rows) for rows, _ in epoch]
+
+
+def test_a_persons_curriculum_outweighs_an_order_and_the_parameters(run):
+    for choice, method, clusters in ((dict(curriculum='cc'), 'cc', [4, 2, 0]), (dict(curriculum='pc', order=[4, 0, 2]), 'pc', [0, 4, 2]), (dict(curriculum='hand', order=[4, 0, 2]), 'hand', [4, 0, 2]),
+                                     (dict(order=[4, 0, 2]), 'hand', [4, 0, 2]), (dict(curriculum='interleaved'), 'interleaved', [0, 2, 4])):
+        write_json(choice, run/'human/choice.json')
+        order(Curriculum(method='apc'), run)
+        written = read_json(run/'35_curriculum/curriculum.json')
+        assert (written['method'], written['order'], written['by']) == (method, clusters, 'person')
+    for wrong in (dict(curriculum='random'), dict(curriculum='hand')):
+        write_json(wrong, run/'human/choice.json')
+        with pytest.raises(UserError): order(Curriculum(), run)

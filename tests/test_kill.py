@@ -63,6 +63,21 @@ def test_a_second_command_on_a_running_run_stops(micro, tmp_path):
         first.wait()
 
 
+def test_ctrl_c_is_one_line_and_the_run_goes_on(micro, tmp_path):
+    "A terminal sends SIGINT to the whole group. Where these tests are started with SIGINT ignored, as by a shell in the background, the run is not."
+    run = tmp_path/'interrupted'
+    process = start(run, micro, '-p', 'distill_epochs', '2000', stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    try:
+        deadline = time.time() + 120
+        while process.poll() is None and read_status(run/'.status.json').get('stage', '') < '25_features' and time.time() < deadline: time.sleep(.1)
+        assert process.poll() is None, process.stderr.read()
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None: os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 1 and [x for x in said.splitlines() if not x.startswith('[')] == ['error: interrupted; run the same command to go on']
+
+
 def test_a_finished_run_starts_nothing_again(micro_run):
     before = {p: p.stat().st_mtime_ns for p in micro_run.glob('[0-9]*/manifest.json')}
     kit('run', micro_run)

@@ -8,6 +8,7 @@ import pytest
 from fake_run import HOSTILE, losses, make_ads, make_clusters, make_competence, make_results
 
 from subtask_kit import plots
+from subtask_kit.curriculum import batches, composition
 
 ADS = make_ads(np.random.default_rng(0), truth=True)
 PART, CLUSTERS, POINTS = make_clusters(np.random.default_rng(1), ADS, 9)
@@ -121,3 +122,32 @@ def test_names_cannot_bring_markup_into_a_figure():
         said = json.dumps(fig.to_dict(), default=lambda v: np.asarray(v).tolist())
         assert '<script' not in said and '<img' not in said and '&lt;script' in said
         assert '<script>alert' not in plots.to_html(fig, 'x') and '</script>' not in plots.to_html(fig, 'x').replace('</script>', '', 1).rstrip().removesuffix('</script>')
+
+
+def fed(order=(3, 0, 1), strict=True):
+    defective = np.arange(90)
+    return composition(batches(list(order), np.arange(90) % 5, defective, np.arange(90, 200), 16, 0, 0, strict=strict), defective)
+
+
+def test_an_epoch_is_drawn_batch_by_batch():
+    feed = fed()
+    fig = plots.feed_plot(feed, [3, 0, 1], {3: HOSTILE})
+    up, down = fig.data
+    assert list(up.x) == list(down.x) == list(range(1, feed.batch.nunique()+1))
+    assert list(up.y) == feed.defective.tolist() and list(down.y) == (-feed.acceptable).tolist()
+    assert list(up.marker.color) == [plots.COLOURS[[3, 0, 1].index(c)] for c in feed.cluster] and '<script' not in ''.join(up.text) and '1. cluster 3' in up.text[0]
+
+
+def test_mixed_batches_are_grey_and_whole():
+    feed = fed(strict=False)
+    fig = plots.feed_plot(feed, [0, 1, 3])
+    assert set(fig.data[0].marker.color) == {plots.GREY} and sum(fig.data[0].y) == feed.defective.sum() and sum(fig.data[1].y) == -feed.acceptable.sum()
+    assert len(fig.data[0].x) == feed.batch.nunique()
+
+
+@pytest.mark.parametrize('strict', [True, False])
+def test_a_feed_of_one_sub_task_or_of_a_hundred(strict):
+    for k in (1, 100):
+        feed = composition(batches(list(range(k)), np.arange(200) % k, np.arange(200), np.arange(200, 500), 64, 0, 0, strict=strict), np.arange(200))
+        page = plots.to_html(plots.feed_plot(feed, list(range(k))), 'x')
+        assert '"showSendToCloud": false' in page and len(page) < 400_000

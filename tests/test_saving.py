@@ -163,7 +163,7 @@ def test_edits_that_are_no_utf8_are_the_users_mistake(tmp_path, data):
 NAMES = st.text(st.characters(exclude_categories=('Cs',)), max_size=30)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(NAMES, min_size=1, max_size=4))
 def test_any_name_comes_back_as_it_was_given(tmp_path_factory, names):
     run = bare_run(tmp_path_factory.mktemp('names'))
@@ -217,7 +217,7 @@ def test_undo_with_nothing_left_to_undo(tmp_path):
 def test_what_one_has_not_seen_is_not_overwritten(tmp_path):
     run = bare_run(tmp_path/'run')
     for c in (0, 1): save_edit(run, dict(op='drop', cluster=c))
-    with pytest.raises(Elsewhere, match='2 operations'): save_edit(run, dict(op='undo'), known=0)
+    with pytest.raises(Elsewhere, match='elsewhere'): save_edit(run, dict(op='undo'), known=0)
     (run/'human/edits.jsonl').write_text('')
     with pytest.raises(Elsewhere) as e: save_edit(run, dict(op='drop', cluster=2), known=2)
     assert '-2' not in str(e.value), 'lines that were taken out are no negative number of operations'
@@ -248,7 +248,7 @@ EDITS = st.one_of(st.builds(lambda o, c: dict(op=o, cluster=c), st.sampled_from(
                   st.builds(lambda a, c: dict(op='split', ads=a, cluster=c), st.lists(st.sampled_from('abcdefgh')), st.integers(0, 6)), st.just(dict(op='undo')))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(EDITS, max_size=8))
 def test_the_file_says_what_the_saver_said(tmp_path_factory, edits):
     run, accepted = bare_run(tmp_path_factory.mktemp('edits')), []
@@ -263,7 +263,7 @@ def test_the_file_says_what_the_saver_said(tmp_path_factory, edits):
     assert current(run).table.equals(bare.table) and len(standing(accepted)) == len(standing(read_edits(run)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.one_of(st.just(None), st.dictionaries(st.sampled_from(['T', 'kept', 'order', 'curriculum']), st.none() | st.sampled_from([1, 2]), min_size=1)), max_size=7))
 def test_choices_go_back_one_by_one(tmp_path_factory, acts):
     "None takes back; the oracle is a stack."

