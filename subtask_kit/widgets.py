@@ -6,10 +6,11 @@
 __all__ = ['STATIC', 'PAGE', 'AGAIN', 'ELSEWHERE', 'RANKS', 'SORTS', 'NOTHING', 'VIEWS', 'MEANING', 'ORDER_NAMES', 'Map',
            'to_bits', 'from_bits', 'Gallery', 'Album', 'Status', 'button', 'row', 'Frame', 'decide', 'choose', 'escape',
            'number', 'share', 'cell', 'facts', 'entries', 'plain_label', 'groups_of', 'members_page', 'browser_layout',
-           'members_set', 'renew', 'ClusterBrowser', 'listen', 'paint_browser', 'redraw_browser', 'behind',
-           'drop_or_restore', 'EditBar', 'at_T', 'kept_words', 'Teachers', 'teacher_rows', 'teacher_tips', 'put',
-           'sight_set', 'teacher_words', 'inspector_layout', 'TeacherInspector', 'paint_inspector', 'TeacherBar',
-           'epoch_feed', 'order_rows', 'scores_table', 'CurriculumPicker', 'OrderBar']
+           'members_set', 'renew', 'ClusterBrowser', 'listen_to_browser', 'paint_browser', 'browser_still',
+           'redraw_browser', 'behind', 'drop_or_restore', 'EditBar', 'at_T', 'kept_words', 'Teachers', 'teacher_rows',
+           'teacher_tips', 'put', 'sight_set', 'teacher_words', 'inspector_layout', 'TeacherInspector',
+           'listen_to_inspector', 'paint_inspector', 'TeacherBar', 'epoch_feed', 'order_rows', 'orders_still',
+           'scores_table', 'CurriculumPicker', 'OrderBar']
 
 # %% ../nbs/61_widgets.ipynb #42745a7b
 import base64
@@ -305,7 +306,7 @@ class ClusterBrowser(Frame):
         self.edits = EditBar(self)
         self.redraw()
         self.children = browser_layout(self)
-        listen(self)
+        listen_to_browser(self)
 
     def show(self, cluster:int, beside:int=NOTHING[1], first:int|None=None)->None:
         "Look at a cluster, at another one beside it; the ad in row `first` leads."
@@ -342,12 +343,10 @@ class ClusterBrowser(Frame):
 
     def paint(self)->None: paint_browser(self)
     def redraw(self)->None: redraw_browser(self)
-    def still(self):
-        groups, code = groups_of(self.editor, self.grid)
-        return stills.beside([stills.map_still(self.grid, code, groups, from_bits(self.map.selected or self.map.lit, len(code))), self.albums[0].still()])
+    def still(self): return browser_still(self)
 
 # %% ../nbs/61_widgets.ipynb #a2b23a2a
-def listen(b:ClusterBrowser)->None:
+def listen_to_browser(b:ClusterBrowser)->None:
     "Act on what a person does."
     for control, act in ((b.list, b._listed), (b.beside, b._listed), (b.rank, b.redraw), (b.sort, b.paint)):
         control.observe(lambda _, act=act: b.quiet or act(), 'value')
@@ -367,6 +366,12 @@ def paint_browser(b:ClusterBrowser, turn:bool=True)->None:
     b.facts.value = facts(b.table.loc[b.shown()])
     b.edits.renew()
 
+def browser_still(b:ClusterBrowser):
+    "Map and pictures as one picture."
+    groups, code = groups_of(b.editor, b.grid)
+    return stills.beside([stills.map_still(b.grid, code, groups, from_bits(b.map.selected or b.map.lit, len(code))), b.albums[0].still()])
+
+# %% ../nbs/61_widgets.ipynb #a97b249a
 def redraw_browser(b:ClusterBrowser)->None:
     "Bring list and map up to date with the decisions."
     b.table, (groups, code), b.quiet = cluster_table(b.editor), groups_of(b.editor, b.grid), True
@@ -496,7 +501,8 @@ def teacher_words(r:pd.Series # a row of `at_T`
 def inspector_layout(i)->list:
     "The parts of a `TeacherInspector` in their places."
     right = w.VBox([row(w.Label('teacher'), i.teacher, i.kind, i.sharp), i.facts, i.scores, *i.albums], layout=w.Layout(flex='1 1 420px', min_width='300px'))
-    left = w.VBox([i.T, i.kept, i.chart], layout=w.Layout(flex='1 1 380px', min_width='300px', max_width='620px'))
+    legend = w.HTML('<span class="stk-hint">● kept · ◆ too close to call · ✕ dropped. Drag the line T; click a teacher.</span>')
+    left = w.VBox([i.T, i.kept, i.chart, legend], layout=w.Layout(flex='1 1 380px', min_width='300px', max_width='620px'))
     return [i.status, i.decisions, w.HBox([left, right], layout=w.Layout(flex_flow='row wrap'))]
 
 # %% ../nbs/61_widgets.ipynb #99c4d01a
@@ -514,12 +520,8 @@ class TeacherInspector(Frame):
         self.teacher, self.kind = w.Dropdown(options=[('', c) for c in self.order]), w.ToggleButtons(options=VIEWS)
         self.kind.style.button_width = 'auto'
         self.albums = [Album(self.editor.d['images'], 12), Album(self.editor.d['images'], 12)]
-        link((self.T, 'value'), (self.chart, 'T'))
         self.redraw()
-        self.T.observe(lambda _: self.drag(), 'value')
-        self.chart.observe(lambda change: self.pick(self.order[change.new]), 'chosen')
-        self.teacher.observe(lambda _: self.turn(), 'value')
-        self.kind.observe(lambda _: self.paint(), 'value')
+        listen_to_inspector(self)
         self.children, self.status.notice = inspector_layout(self), self.warning()
 
     def start(self)->float: return float(self.editor.choice.get('T', self.editor.d['manifests']['34_select']['metrics']['T']))
@@ -531,10 +533,6 @@ class TeacherInspector(Frame):
         self.kept.value = kept_words(self.table, self.editor.d['competence'], T)
         with self.chart.hold_sync(): self.chart.verdicts, self.chart.tips, self.chart.stamp = self.table.verdict.tolist(), teacher_tips(self.table), self.chart.stamp+1
         self.facts.value = teacher_words(self.table.loc[self.teacher.value])
-
-    def pick(self, cluster:int)->None:
-        "Look at a teacher."
-        self.teacher.value = cluster
 
     def turn(self)->None:
         "Another teacher has been chosen."
@@ -557,6 +555,14 @@ class TeacherInspector(Frame):
         return stills.beside([stills.teachers_still(self.table, columns, self.T.value, self.names, self.chart.floor), stills.below([a.still(12) for a in self.albums])])
 
 # %% ../nbs/61_widgets.ipynb #cc76510a
+def listen_to_inspector(i:TeacherInspector)->None:
+    "Act on what a person does."
+    link((i.T, 'value'), (i.chart, 'T'))
+    i.T.observe(lambda _: i.drag(), 'value')
+    i.chart.observe(lambda change: setattr(i.teacher, 'value', i.order[change.new]), 'chosen')
+    i.teacher.observe(lambda _: i.turn(), 'value')
+    i.kind.observe(lambda _: i.paint(), 'value')
+
 def paint_inspector(i:TeacherInspector)->None:
     "Show the chosen teacher: its scores, what it sees, its cluster."
     e, c = i.editor, i.teacher.value
@@ -598,6 +604,12 @@ def order_rows(e:Editor, orders:dict[str,list[int]], chosen:str)->pd.DataFrame: 
     rows = [dict(id=f'{m}:{c}', image_row=place[clusters.medoid[c]], caption=plain_label(c, e.names)[:12], alt=f'cluster {plain_label(c, e.names)}',
                  group=ORDER_NAMES[m] + (' - chosen' if m == chosen else '')) for m, order in orders.items() for c in order]
     return pd.DataFrame(rows)
+
+def orders_still(p):
+    "The orders of a `CurriculumPicker` as a picture."
+    rows = order_rows(p.editor, p.orders, p.standing())
+    parts = [(g, [p.editor.d['images'][r] for r in t.image_row], t.caption.tolist()) for g, t in rows.groupby('group', sort=False)]
+    return stills.rows_still(parts, p.sharp.value, px=44, columns=20)
 
 def scores_table(table:pd.DataFrame # from `view.scored`
                 )->str:             # HTML
@@ -656,10 +668,7 @@ class CurriculumPicker(Frame):
         "A picture stands for the order that it is in."
         if self.gallery.picked: self.method.value = self.gallery.picked[0].partition(':')[0]
 
-    def still(self):
-        rows = order_rows(self.editor, self.orders, self.standing())
-        parts = [(g, [self.editor.d['images'][r] for r in t.image_row], t.caption.tolist()) for g, t in rows.groupby('group', sort=False)]
-        return stills.rows_still(parts, self.sharp.value, px=44, columns=20)
+    def still(self): return orders_still(self)
 
 # %% ../nbs/61_widgets.ipynb #45738804
 class OrderBar(w.HBox):
