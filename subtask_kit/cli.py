@@ -108,7 +108,7 @@ def lab(args)->None:
     root = ['--allow-root'] if hasattr(os, 'geteuid') and os.geteuid() == 0 else []
     # The kernel and the commands of this environment, not those that lie elsewhere.
     os.environ.update(JUPYTER_PREFER_ENV_PATH='1', PATH=f'{Path(sys.executable).parent}{os.pathsep}{os.environ.get("PATH", "")}')
-    os.execv(sys.executable, [sys.executable, '-m', 'jupyterlab', str(page), *root, *args.options])
+    os.execv(sys.executable, [sys.executable, '-m', 'jupyterlab', str(page), '-y', f'--LabApp.default_url=/lab/tree/{page.name}', *root, *args.options])
 
 # %% ../nbs/71_cli.ipynb #0afa6312
 def _version(name):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OPS', 'MAPS', 'Partition', 'base_of', 'standing', 'replay', 'read_edits', 'current', 'Elsewhere', 'signature',
-           'deciding', 'append_line', 'save_edit', 'describe_cluster', 'describe', 'coordinates', 'Clusters',
-           'clusters']
+           'deciding', 'append_line', 'save_edit', 'edit_words', 'signed_words', 'describe_cluster', 'describe',
+           'coordinates', 'Clusters', 'clusters']
 
 # %% ../nbs/32_clusters.ipynb #788e1550
 import errno
@@ -179,6 +179,21 @@ def save_edit(run:Run|str|Path,
         except UserError as e: raise UserError(f'not saved: {e.__cause__ or e}') from e # a line of the file, or what this edit asks for in vain
         append_line(run/'human/edits.jsonl', edit)
     return len(edits)+1, p
+
+# %% ../nbs/32_clusters.ipynb #102bb6a7
+def edit_words(edit:dict)->str:
+    "What an edit does, for a person."
+    c, n, name = edit.get('cluster'), len(edit.get('ads', ())), edit.get('name')
+    into, *others = edit.get('clusters') or [None]
+    ads = f'{n:,} picture' + 's'*(n != 1)
+    said = dict(drop=f'cluster {c} dropped', restore=f'cluster {c} restored', rename=f'cluster {c} is called "{name}"' if name else f'cluster {c} has no name',
+                merge=f'cluster {" and ".join(map(str, others))} joined cluster {into}', move=f'{ads} moved to cluster {c}',
+                split=f'{ads} of cluster {c} split off', undo='the last edit taken back')
+    return said.get(edit.get('op'), 'an edit')
+
+def signed_words(entry:dict)->str:
+    "Who decided, and when, as far as it is written."
+    return ', '.join(str(entry[k]) for k in ('author', 'at') if entry.get(k))
 
 # %% ../nbs/32_clusters.ipynb #e0edba22
 def _truth(members:pd.DataFrame)->dict:

@@ -27,7 +27,7 @@ from plotly.offline import get_plotlyjs
 
 from . import plots
 from .artifacts import Run, atomic, open_run, read_json, read_table, stage
-from .clusters import read_edits, standing
+from .clusters import edit_words, read_edits, signed_words, standing
 from .images import to_jpeg
 from .view import DECISIONS, outdated, read_run, thumbnail
 
@@ -502,10 +502,8 @@ def plain(value)->str: return esc(json.dumps(value, ensure_ascii=False))
 
 def decisions(d)->str:
     "What people decided, and who and when where it is written."
-    def signed(x): return f' <small>{esc(" ".join(str(x[k]) for k in ("author", "at") if x.get(k)))}</small>'
-    def edit(line, e):
-        said = {k: v for k,v in e.items() if k not in ('ads', 'author', 'at', 'base')}
-        return f'edit {line}: {plain(said)}' + (f', {len(e["ads"])} ads' if 'ads' in e else '') + signed(e)
+    def signed(x): return f' <small>{esc(signed_words(x))}</small>'
+    def edit(line, e): return f'{esc(edit_words(e))}{signed(e)} <small>(line {line})</small>'
     choice = read_json(d['run']/'human/choice.json', {})
     lines = [edit(line, e) for line,e in standing(read_edits(d['run']))]
     lines += [f'choice: {esc(k)} = {plain(v)}{signed(choice)}' for k,v in choice.items() if k not in ('author', 'at', 'before')]

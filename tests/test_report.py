@@ -183,7 +183,7 @@ def test_a_person_is_named_where_a_person_decided(tmp_path):
     (run/'human').mkdir()
     (run/'human/edits.jsonl').write_text('{"op": "drop", "cluster": 1}\n{"op": "undo"}\n{"op": "drop", "cluster": 2}\n')
     p = Page(built(run)).text()
-    assert p.count('a person decided') == 1 and 'edit 3: {"op": "drop", "cluster": 2}' in p and 'edit 1' not in p
+    assert p.count('a person decided') == 1 and 'cluster 2 dropped' in p and '(line 3)' in p and '(line 1)' not in p
 
 
 def test_what_is_out_of_date_is_said(tmp_path):

@@ -190,25 +190,25 @@ def test_every_button_says_what_it_did(run):
     assert said(b) == ('saved, operation 2: cluster 2 restored', '') and b.editor.dropped == set()
     b.edits.name.value = ' vases '
     click(b, 'Rename')
-    assert said(b) == ('saved, operation 3: cluster 2 is called "vases"', '') and b.edits.name.value == '' and b.editor.names == {2: 'vases'}
+    assert said(b) == ('saved, operation 3: cluster 2 is called "vases"', '') and b.edits.name.value == 'vases' and b.editor.names == {2: 'vases'}
     b.edits.other.value = 4
     click(b, 'Merge')
-    assert said(b) == ('saved, operation 4: cluster 2 has joined cluster 4', '') and b.list.value == 4
+    assert said(b) == ('saved, operation 4: cluster 2 joined cluster 4', '') and b.list.value == 4
     click(b, 'Merge')
     assert 'choose another one' in b.status.notice and len(read_edits(run)) == 4
     b.show(0)
     first = [i['id'] for i in b.albums[0].galleries[0].items][:3]
     from_browser(b.albums[0].galleries[0], picked=first)
-    assert b.edits.moving.description == 'Move 3 pictures there'
+    assert b.edits.moving.description == 'Move 3 pictures to 4'
     b.edits.other.value = 1
     click(b, 'Move')
-    assert said(b) == ('saved, operation 5: 3 pictures are in cluster 1', '') and set(first) <= set(ids_of(b, 1))
+    assert said(b) == ('saved, operation 5: 3 pictures moved to cluster 1', '') and set(first) <= set(ids_of(b, 1))
     from_browser(b.albums[0].galleries[0], picked=[i['id'] for i in b.albums[0].galleries[0].items][:2])
     click(b, 'Split')
-    assert said(b) == ('saved, operation 6: 2 pictures of cluster 0 are a cluster of their own', '') and b.list.value == 5 and len(ids_of(b, 5)) == 2
+    assert said(b) == ('saved, operation 6: 2 pictures of cluster 0 split off', '') and b.list.value == 5 and len(ids_of(b, 5)) == 2
     for n in range(7, 13):
         click(b, 'Undo')
-        assert said(b) == (f'saved, operation {n}: the last edit is taken back', '')
+        assert said(b)[0].startswith(f'saved, operation {n}: taken back: ') and said(b)[1] == ''
     click(b, 'Undo')
     assert b.status.notice == 'there is nothing to undo' and b.editor.lines == 12
     agrees(b)
@@ -257,7 +257,7 @@ def test_a_lasso_of_the_browser_and_one_of_python(run):
     some = [3, 5, 40, 77]
     from_browser(b.map, selected=W.to_bits(np.isin(np.arange(len(b.editor.ads)), some)))
     assert sorted(i['id'] for i in b.albums[0].galleries[0].items) == sorted(b.editor.ads.ad_id.iloc[some]) and b.albums[0].galleries[0].title.startswith('lasso: ')
-    assert b.edits.pictures() and b.edits.moving.description == 'Move 4 pictures there' and not b.edits.moving.disabled
+    assert b.edits.pictures() and b.edits.moving.description == 'Move 4 pictures to 0' and not b.edits.moving.disabled
     from_browser(b.map, selected=b'')
     assert b.lassoed is None and b.edits.moving.disabled and b.albums[0].galleries[0].title.startswith('cluster')
     b.lasso(b.editor.ads.ad_id.iloc[some])
@@ -628,7 +628,7 @@ def test_edits_elsewhere_are_taken_over_at_a_look(run, kind):
     save_edit(run, dict(op='rename', cluster=0, name='vases'))
     save_edit(run, dict(op='drop', cluster=1))
     message(widget.status, dict(kind='look', n=4))
-    assert widget.status.notice == W.ELSEWHERE
+    assert widget.status.notice.startswith(W.ELSEWHERE[:40])
     agrees(widget)
 
 
@@ -637,7 +637,7 @@ def test_choices_elsewhere_are_taken_over_at_a_look(run, kind):
     widget = kind(run)
     save_choice(run, T=.55, curriculum='hand', order=[3, 2, 1, 0])
     message(widget.status, dict(kind='look', n=4))
-    assert widget.status.notice == W.ELSEWHERE
+    assert widget.status.notice.startswith(W.ELSEWHERE[:40])
     agrees(widget)
 
 
@@ -734,7 +734,7 @@ def test_a_broken_line_elsewhere_is_said_and_gone_when_it_is_mended(run, kind):
         assert 'line 2' in widget.status.notice
     (run/'human/edits.jsonl').write_text(good)
     widget.look()
-    assert widget.status.notice == W.ELSEWHERE
+    assert widget.status.notice.startswith(W.ELSEWHERE[:40])
     agrees(widget)
 
 

@@ -37,6 +37,8 @@ function render({ model, el }) {
     try { model.send({ kind: 'look', n: ++n }); } catch { gone(); }  // a comm of a kernel that is no more throws
   }
   const changed = () => { show(); alive(); };
+  // JupyterLab's own keys (a and b add cells, d d deletes one) are not meant for a widget that has the focus.
+  const keep = e => { if (!e.ctrlKey && !e.metaKey) e.stopPropagation(); };
 
   // The element is attached after this function has run; it has a size then.
   const attached = new ResizeObserver(() => {
@@ -44,6 +46,7 @@ function render({ model, el }) {
     if (!widget) return;
     attached.disconnect();
     for (const name of ['pointerenter', 'focusin']) widget.addEventListener(name, look, { signal: off.signal });
+    widget.addEventListener('keydown', keep, { signal: off.signal });
     if (el.closest('.jupyter-widgets-disconnected')) gone();
   });
   const watched = { change: changed, 'msg:custom': alive, comm_live_update: gone };
