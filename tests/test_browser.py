@@ -57,6 +57,10 @@ def look_and_drop(w, run):
     w.list.select_option(index=1)
     expect(w.gallery).to_contain_text(f'cluster {cluster}')
     lab.painted(w.page, w.gallery, n)
+    cells = 'jupyterapp.shell.currentWidget.content.widgets.length'
+    before = w.page.evaluate(cells)
+    for key in 'ab': w.list.press(key)
+    assert w.page.evaluate(cells) == before, 'a key meant for the widget added a cell'
     w.press(w.browser, f'Drop cluster {cluster}')
     w.says(w.browser, f'saved, operation 1: cluster {cluster} dropped')
     edits = [json.loads(line) for line in (run/'human/edits.jsonl').read_text().splitlines()]
@@ -81,7 +85,7 @@ def come_back(page):
 def reload(w, cluster):
     "After a reload the edit is still there, and the widgets answer."
     come_back(w.page)
-    expect(w.list.locator('option', has_text='dropped')).to_have_count(1)
+    expect(w.list.locator('option', has_text='✗')).to_have_count(1)
     w.list.select_option(index=0)
     expect(w.gallery).not_to_contain_text(f'cluster {cluster},')
     w.list.select_option(index=1)
