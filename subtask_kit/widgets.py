@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.utils import PlotlyJSONEncoder
-from traitlets import Bool, Bytes, CBytes, Float, Int, List, Unicode, link
+from traitlets import Bool, Bytes, CBytes, Float, Int, List, Unicode
 
 from . import plots, stills
 from .artifacts import Run
@@ -265,7 +265,7 @@ def plain_label(c:int, names:dict)->str: return f'{c} {names.get(c, "")}'.strip(
 def groups_of(e:Editor, grid:np.ndarray)->tuple[list[dict],np.ndarray]: # for `Map.groups`, and the group of every ad
     "The clusters as a map shows them; a name stands at the member nearest to the middle of its cluster."
     found, code = np.unique(e.cluster, return_inverse=True)
-    some = np.arange(0, len(grid), max(1, len(grid)//20_000)) # enough to find a middle
+    some = np.arange(0, len(grid), max(1, len(grid)//5000)) # enough to find a middle
     places, of = grid[some].astype(float), code[some]
     off = ((places - pd.DataFrame(places).groupby(of).transform('median').to_numpy())**2).sum(1)
     order = np.lexsort((off, of))
@@ -499,7 +499,7 @@ def teacher_rows(table:pd.DataFrame, # from `at_T`
 
 def teacher_tips(table:pd.DataFrame)->list[str]:
     "What the hand finds when it hovers over a teacher."
-    return [f'{r.ads} ads\n{r.why}\nNPV {r.npv:.2f} ({r.low:.2f} to {r.high:.2f}), floor {r.floor:.2f}' for r in table.rename(columns=dict(size='ads')).itertuples()]
+    return [f'{r.ads} ads\nlift {r.lift:.2f} ({r.lift_low:.2f} to {r.lift_high:.2f})\nNPV {r.npv:.2f} ({r.low:.2f} to {r.high:.2f}), floor {r.floor:.2f}' for r in table.rename(columns=dict(size='ads')).itertuples()]
 
 def put(output:w.Output, fig:go.Figure)->None:
     "Show a figure in an output area; nothing is uploaded from it."
@@ -554,8 +554,8 @@ class TeacherInspector(Frame):
         "T has been moved: judge all teachers anew."
         T = round(self.T.value, 4)
         self.table = at_T(self.editor, self.cfg, T).set_index('cluster', drop=False).rename_axis(None).loc[self.order]
+        with self.chart.hold_sync(): self.chart.T, self.chart.verdicts, self.chart.stamp = T, self.table.verdict.tolist(), self.chart.stamp+1
         self.kept.value = kept_words(self.table, self.editor.d['competence'], T)
-        with self.chart.hold_sync(): self.chart.verdicts, self.chart.tips, self.chart.stamp = self.table.verdict.tolist(), teacher_tips(self.table), self.chart.stamp+1
         self.facts.value = teacher_words(self.table.loc[self.teacher.value])
 
     def turn(self)->None:
@@ -571,7 +571,7 @@ class TeacherInspector(Frame):
         if choice != self.choice: self.choice, self.T.value = choice, self.start()
         self.drag()
         if names != self.names:
-            self.names, self.chart.rows = names, teacher_rows(self.table, self.cfg.scale, names)
+            self.names, self.chart.tips, self.chart.rows = names, teacher_tips(self.table), teacher_rows(self.table, self.cfg.scale, names)
             renew(self.teacher, [(f'cluster {plain_label(c, names)}', c) for c in self.order])
         self.paint()
     def still(self):
@@ -581,7 +581,7 @@ class TeacherInspector(Frame):
 # %% ../nbs/61_widgets.ipynb #cc76510a
 def listen_to_inspector(i:TeacherInspector)->None:
     "Act on what a person does."
-    link((i.T, 'value'), (i.chart, 'T'))
+    i.chart.observe(lambda change: setattr(i.T, 'value', change.new), 'T')
     i.T.observe(lambda _: i.drag(), 'value')
     i.chart.observe(lambda change: setattr(i.teacher, 'value', i.order[change.new]), 'chosen')
     i.teacher.observe(lambda _: i.turn(), 'value')

@@ -370,7 +370,7 @@ def test_dragging_T_is_judging_anew(run):
         share = table['size'][want.kept].sum()/table['size'].sum()
         assert f'{100*share:.0f} %' in i.kept.value
         assert dict(zip([r['label'] for r in i.chart.rows], i.chart.verdicts)) == {str(c): v for c, v in zip(want.cluster, want.verdict)}
-        assert i.chart.T == T and all(f'T = {T:g}' in tip for tip in i.chart.tips)
+        assert i.chart.T == T and len(i.chart.tips) == len(i.chart.rows)
 
 
 def test_a_T_is_saved_restored_and_undone(run):
