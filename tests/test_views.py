@@ -505,6 +505,62 @@ def test_a_page_of_48_is_painted_at_once(page):
     assert np.median(painted) < 1000
 
 
+# ---- teachers
+
+TEACHERS = [dict(label='9', at=.8, low=.6, high=.9), dict(label='<img src=x onerror=alert(1)>', at=.3, low=.0, high=.5), dict(label='6', at=-.2, low=-.9, high=.1)]
+
+
+def start_teachers(page, **more):
+    start(page, 'teachers', **dict(rows=TEACHERS, verdicts=['kept', 'too close to call', 'dropped'], tips=['20 ads', '<b>tip</b>', ''], T=.1, floor=0., low=-.5, axis='lift', chosen=0, stamp=1) | more)
+
+
+def across(page, value, low=-.5):
+    "Where a value lies on the screen, by the axis' own lines."
+    box = page.locator('.stk-teachers').bounding_box()
+    return box['x'] + 118 + (value-low)/(1-low)*(box['width']-118-14)
+
+
+def test_teachers_are_rows_with_text_and_a_shape_for_every_verdict(page):
+    start_teachers(page)
+    rows = page.locator('.stk-teacher')
+    assert rows.count() == 3 and rows.locator('text').all_text_contents() == [t['label'] for t in TEACHERS] and page.locator('img').count() == 0
+    assert rows.locator('title').all_text_contents() == ['20 ads', '<b>tip</b>', '']
+    assert len({page.evaluate('i => document.querySelectorAll(".stk-teacher")[i].lastElementChild.previousElementSibling.getAttribute("d")', i) for i in range(3)}) == 3
+    assert page.locator('.stk-T text').text_content() == 'T = 0.10'
+    update(page, verdicts=['dropped']*3, stamp=2)
+    assert rows.nth(0).get_attribute('class').split()[1] == 'stk-is-dropped' and 'dropped' in rows.nth(0).get_attribute('aria-label')
+    assert page.locator('.stk-teachers').get_attribute('data-stamp') == '2'
+
+
+def test_T_is_dragged_by_hand_and_by_keys(page):
+    start_teachers(page)
+    y = page.locator('.stk-teacher').nth(1).bounding_box()['y']
+    page.mouse.move(across(page, .1), y)
+    page.mouse.down()
+    for T in (.2, .35, .42): page.mouse.move(across(page, T), y+3)
+    page.mouse.up()
+    assert get(page, 'T') == pytest.approx(.42, abs=.011) and page.locator('.stk-T text').text_content() == f'T = {get(page, "T"):.2f}'
+    page.mouse.move(across(page, .9), y)
+    assert get(page, 'T') == pytest.approx(.42, abs=.011), 'let go'
+    before, line = get(page, 'T'), page.locator('.stk-T')
+    for key in ('ArrowRight', 'ArrowUp', 'ArrowLeft', 'PageUp'): line.press(key)
+    assert get(page, 'T') == pytest.approx(before + .11) and line.get_attribute('aria-valuenow') == str(get(page, 'T'))
+    for _ in range(9): line.press('PageUp')
+    assert get(page, 'T') == 1
+    for _ in range(20): line.press('PageDown')
+    assert get(page, 'T') == -.5 and page.evaluate('model.saved') > 10
+
+
+def test_a_teacher_is_chosen_by_click_and_by_key(page):
+    start_teachers(page)
+    page.locator('.stk-teacher text').nth(2).click()
+    assert get(page, 'chosen') == 2 and page.locator('.stk-chosen').count() == 1
+    page.locator('.stk-teacher').nth(1).press('Enter')
+    assert get(page, 'chosen') == 1
+    update(page, rows=TEACHERS[::-1])
+    assert page.evaluate('document.activeElement.dataset.name') == '1', 'focus stays where it was'
+
+
 # ---- status
 
 def show_status(page, **more):
