@@ -47,6 +47,7 @@ function render({ model, el }) {
     attached.disconnect();
     for (const name of ['pointerenter', 'focusin']) widget.addEventListener(name, look, { signal: off.signal });
     widget.addEventListener('keydown', keep, { signal: off.signal });
+    warn(banner.textContent);  // what was said before there was a widget to mark
     if (el.closest('.jupyter-widgets-disconnected')) gone();
   });
   const watched = { change: changed, 'msg:custom': alive, comm_live_update: gone };
