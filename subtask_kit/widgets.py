@@ -581,7 +581,8 @@ class TeacherInspector(Frame):
 # %% ../nbs/61_widgets.ipynb #cc76510a
 def listen_to_inspector(i:TeacherInspector)->None:
     "Act on what a person does."
-    i.chart.observe(lambda change: setattr(i.T, 'value', change.new), 'T')
+    # Not what the slider itself has just said, rounded: told back, it would undo the next step of a hand that is quicker than the kernel.
+    i.chart.observe(lambda change: abs(change.new - i.T.value) < 1e-6 or setattr(i.T, 'value', change.new), 'T')
     i.T.observe(lambda _: i.drag(), 'value')
     i.chart.observe(lambda change: setattr(i.teacher, 'value', i.order[change.new]), 'chosen')
     i.teacher.observe(lambda _: i.turn(), 'value')
