@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Every extra but ray and slurm, which need a cluster to be of use.
-EXTRAS := dev
+EXTRAS := dev,dedupe
 
 .PHONY: env demo test
 env: .venv/.ready

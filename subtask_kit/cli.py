@@ -29,20 +29,51 @@ def synth(args)->None:
     else: counts = make_storefront(args.out, args.size, args.px, args.seed, args.val_noise)
     print(f'{args.out}/manifest.csv and unlabelled.csv: ' + ', '.join(f'{k} {v}' for k,v in counts.items()))
 
+# %% ../nbs/71_cli.ipynb #9043b2c1
+def _show(problems, skipped):
+    "Print the first problems."
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace') # a name may hold what the terminal's encoding lacks
+    from subtask_kit.manifest import printable
+    for r in problems.head(20).itertuples():
+        print(f'{"dropped" if skipped or r.kind != "row" else "refused"}: row {r.row}  {printable(r.path, 80)}  {printable(r.reason, 300)}')
+    if len(problems) > 20: print(f'... and {len(problems)-20} more')
+
 def check(args)->None:
     "Validate a manifest without training."
     from subtask_kit.curate import inspect_manifest
-    from subtask_kit.manifest import write_problems
+    from subtask_kit.manifest import printable, write_problems
     found = inspect_manifest(args.manifest, args.unlabelled, args.skip_bad_rows)
     trouble, problems = found.pop('trouble'), found.pop('problems')
-    for r in problems.head(20).itertuples(): print(f'{"refused" if r.kind == "row" else "dropped"}: row {r.row}  {r.path}  {r.reason}')
-    if len(problems) > 20: print(f'... and {len(problems)-20} more')
-    if args.rows: write_problems(problems, args.rows)
+    _show(problems, args.skip_bad_rows)
+    known = _known(args) if args.against and not trouble else None
+    if args.rows: write_problems(problems if known is None else _with_known(problems, known), args.rows)
+    elif len(problems) > 20: print(f'  --rows OUT.csv writes all {len(problems)}')
+    for warning in found.pop('warnings', []): print(f'warning: {printable(warning)}')
     if trouble: raise trouble
     for name, n in found.pop('splits').items(): print(f'  {name:13s} {n["defective"]:6d} defective {n["acceptable"]:6d} acceptable')
-    for warning in found.pop('warnings'): print(f'  warning: {warning}')
+    drops = found.pop('drops')
+    found.pop('dropped')
     print('  ' + ', '.join(f'{k} {v}' for k,v in found.items()))
-    print(f'{args.manifest}: usable (pictures were opened, not decoded: a run may still drop damaged ones)')
+    if drops: print('  left out: ' + ', '.join(f'{k} {v}' for k,v in drops.items()))
+    print(f'{printable(args.manifest)}: usable (pictures were opened, not decoded: a run may still drop damaged ones and near-duplicates)')
+
+# %% ../nbs/71_cli.ipynb #d3ec869e
+def _known(args):
+    "Ads of a manifest that a run holds already."
+    from subtask_kit.artifacts import open_run
+    from subtask_kit.curate import find_known
+    from subtask_kit.manifest import printable
+    known = find_known(open_run(args.against, cores()), args.manifest)
+    for r in known.head(20).itertuples(): print(f'known: row {r.row}  {printable(r.path, 80)}  {r.kind} of {printable(r.ad_id, 40)} ({r.split or "in no split"})')
+    if len(known) > 20: print(f'... and {len(known)-20} more')
+    print(f'  known to {args.against}: {len(known)}' + (f' ({", ".join(f"{k} {n}" for k,n in known.kind.value_counts().items())})' if len(known) else ''))
+    return known
+
+def _with_known(problems, known):
+    "Problems and known ads in one list."
+    import pandas as pd
+    reason = known.kind + ' of ' + known.ad_id + ' (' + known.split.where(known.split != '', 'in no split') + ')'
+    return pd.concat([problems, known[['row', 'path']].assign(kind='known', reason=reason)]).sort_values('row', kind='stable')
 
 # %% ../nbs/71_cli.ipynb #0c0ba90a
 def look_first(folder, values)->None:
@@ -102,8 +133,9 @@ def lab(args)->None:
     run = open_run(args.run)
     if not (run/'32_clusters/manifest.json').exists(): raise UserError(f'{run.path} has no clusters yet', f'subtask-kit run {run.path}')
     if not importlib.util.find_spec('jupyterlab'): raise UserError('JupyterLab is not installed', 'pip install jupyterlab')
-    page = (run/'explore.ipynb').resolve()
-    if not page.exists(): shutil.copyfile(notebook('explore'), page)
+    page, curation = ((run/f'{name}.ipynb').resolve() for name in ('explore', 'curation'))
+    for own in (page, curation):
+        if not own.exists(): shutil.copyfile(notebook(own.stem), own)
     print(f'{page}: Run > Run All Cells. Ctrl-C here ends JupyterLab; what you decided is saved.', flush=True)
     root = ['--allow-root'] if hasattr(os, 'geteuid') and os.geteuid() == 0 else []
     # The kernel and the commands of this environment, not those that lie elsewhere.
@@ -194,8 +226,9 @@ def parser()->argparse.ArgumentParser:
     p = sub.add_parser('check', help='validate a manifest', description=check.__doc__)
     p.add_argument('manifest')
     p.add_argument('--unlabelled', help='manifest of the pool')
-    p.add_argument('--skip-bad-rows', action='store_true', help='count bad rows instead of refusing them')
+    p.add_argument('--skip-bad-rows', action='store_true', help='drop bad rows, as a run with this option would, instead of refusing the manifest')
     p.add_argument('--rows', metavar='OUT.csv', help='write every bad row and picture with its reason')
+    p.add_argument('--against', metavar='RUN', help='also say which ads this run holds already')
     p.set_defaults(call=check)
     _add_run(sub)
     p = sub.add_parser('lab', help='open JupyterLab on a run', description=lab.__doc__)
@@ -221,5 +254,6 @@ def main(argv:list[str]|None=None # words of the command line; None = `sys.argv`
         sys.exit(_say(f'{type(e).__name__}: {e}' if type(e).__name__ != 'StageFailed' else e, 1))
 
 def _say(text, code):
-    print('error: ' + ' '.join(str(text).split()), file=sys.stderr)
+    text = ' '.join(str(text).split())
+    print('error: ' + ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text), file=sys.stderr) # a name may hold what a terminal obeys
     return code

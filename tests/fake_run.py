@@ -6,7 +6,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from subtask_kit.artifacts import open_run, write_json, write_table, write_tensors
+from subtask_kit.artifacts import input_hashes, open_run, read_table, write_json, write_table, write_tensors
+from subtask_kit.leakage import leakage_report
+from subtask_kit.power import power_table
+from subtask_kit.splits import Plan, count_splits
 
 KINDS = ('pistol', 'bottle', 'dice', 'cigarette', 'pills')
 METHODS = ('vit', 'deit_1', 'at_sd', 'ft_sd', 'ft_sd_cc', 'ft_sd_ul')
@@ -39,10 +42,58 @@ def make_ads(rng, truth, defective=None):
     n, defective = len(ads), (ads.label == 0).fillna(False).values
     kinds, noise = rng.choice(KINDS, n, p=[.35, .25, .2, .12, .08]), defective & (ads.split == 'train').values & (rng.random(n) < .2)
     ads = ads.assign(ad_id=[f'ad{i:05d}' for i in range(n)], path=[f'images/{i}.jpg' for i in range(n)], label=ads.label.astype('Int8'), headline=[f'offer {i}' for i in range(n)],
-                     submitted_at=pd.date_range('2024-01-01', periods=n, freq='h', tz='UTC'), advertiser=rng.choice(['acme', 'bolt', 'core'], n), impressions=rng.lognormal(5, 1, n),
-                     phash='', group='', pool=ads.pool.fillna(False).astype(bool), policy='', reviewer='', image_row=np.arange(n))
+                     submitted_at=pd.date_range('2024-01-01', periods=n, freq='6h', tz='UTC'), advertiser=rng.choice(['acme', 'bolt', 'core'], n), impressions=rng.lognormal(5, 1, n),
+                     phash='', quality=100, group=[f'ad{i:05d}' for i in range(n)], regular='', pool=ads.pool.fillna(False).astype(bool), policy='', reviewer='', image_row=np.arange(n))
     if truth: ads = ads.assign(sub_defect=np.where(defective & ~noise, kinds, ''), is_noise=pd.array(noise, 'boolean'))
     return ads
+
+
+def make_pairs(rng, ads, drops):
+    "pairs.parquet: what went as a copy is merged with the ad that stayed; as many pairs of strangers are not."
+    gone = drops[drops.of != '']
+    merged = pd.DataFrame(dict(a=gone.of, b=gone.ad_id, score=rng.uniform(.1, .99, len(gone)), row_b=ads.image_row.to_numpy()[::-1][:len(gone)]))
+    apart = pd.DataFrame(rng.permutation(ads.ad_id)[:12].reshape(6, 2), columns=['a', 'b']).assign(score=rng.uniform(1.01, 3, 6))
+    pairs, row = pd.concat([merged, apart]), ads.set_index('ad_id').image_row
+    more = dict(kind='near-duplicate', distance=20, turn=0, how='aligned', structure=.99, detail=.1, colour=1., overlap=1., residual=10*pairs.score, merged=pairs.score <= 1,
+                row_a=pairs.a.map(row), row_b=pairs.b.map(row).fillna(pairs.row_b).astype(int))
+    return pairs.assign(**more).sort_values(['score', 'a', 'b'], ignore_index=True)
+
+
+def make_curation(run, rng, ads, mark):
+    "drops, pairs, leakage and power, as the stage `curate` writes them."
+    n = ads.ad_id.tolist()
+    drops = pd.DataFrame([(f'x{i}', 1000+i, 'p'+mark, 'data', i % 2, reason, n[of]) for i,(reason,of) in enumerate([('same headline', 0), ('same headline', 1), ('near-duplicate', 0), ('near-duplicate', 5)])]
+                         + [('', 2000, 'p'+mark, 'data', None, 'unusable picture: cannot be decoded'+mark, '')], columns=['ad_id', 'row', 'path', 'source', 'label', 'reason', 'of']).astype(dict(label='Int8'))
+    pairs, cuts = make_pairs(rng, ads, drops), {s: ads.submitted_at[ads.split.str.endswith(s)].min() for s in ('val', 'test')}
+    write_table(drops, run/'13_curate/drops.parquet')
+    write_table(pairs, run/'13_curate/pairs.parquet')
+    plan = Plan(ads.split, 'date', cuts, pd.Series(np.where((ads.split == '') & ads.label.notna(), 'embargo', ''), ads.index), [])
+    gone = drops[drops.of != ''].assign(group=lambda t: t.of, headline='', advertiser='', submitted_at=ads.submitted_at.max(), split='')
+    everything = pd.concat([ads, gone], ignore_index=True)
+    write_json(leakage_report(everything, ads, plan, pairs.loc[pairs.merged, ['a', 'b', 'kind']].reset_index(drop=True), 15), run/'13_curate/leakage.json')
+    write_table(power_table(count_splits(ads), draws=100), run/'13_curate/power.parquet')
+    return {r: {v: len(h) for v,h in g.groupby(g.label.map({0: 'defective', 1: 'acceptable'}).astype(object).fillna('no verdict'))} for r,g in drops.groupby(drops.reason.str.partition(':')[0])}
+
+
+def make_older(run, mark):
+    "What an older version of the stage wrote instead: no verdicts of what went, no pairs, no power, another report on leakage."
+    write_table(pd.DataFrame(dict(ad_id=['x1', 'x2', None], row=[1, 2, 3], path='p'+mark, source='data', reason=['same headline', 'same headline', 'cannot be decoded'+mark], of=['ad00000', 'ad00001', None])), run/'13_curate/drops.parquet')
+    write_json(dict(split_by='date', cuts=dict(val='2025-08-18T00:00:00+00:00'), duplicates_across_splits={'same bytes': 0, 'same headline': 27}, advertisers_across_splits=dict(advertisers=62, shared=62),
+                    embargoed=231, dates=dict(train=dict(first='2025-01-01T01:25:50+00:00', last=None)), note=mark), run/'13_curate/leakage.json')
+
+
+def make_features(run, seed=0, leaking=0):
+    "What the frozen trunk leaves, a row a view; the first `leaking` test ads are seen as train ads are. Two views of a training ad."
+    ads, rng = read_table(run/'13_curate/ads.parquet'), np.random.default_rng(seed)
+    rows = ads.loc[(ads.split != '') | ads.pool, ['ad_id', 'split', 'label', 'image_row', 'pool']].reset_index(drop=True)
+    rows['views'] = np.where((rows.split == 'train') | rows.pool, 2, 1)
+    rows['first'] = rows['views'].cumsum() - rows['views']
+    values = rng.normal(size=(int(rows['views'].sum()), 24))
+    train, test = (rows['first'].to_numpy()[rows.split == s] for s in ('train', 'test'))
+    values[test[:leaking]] = values[train[:leaking]] + .01
+    write_table(rows, run/'25_features/rows.parquet')
+    np.save(run.path/'25_features/pooled.npy', values.astype('float16'))
+    finish(run, '25_features', inputs=input_hashes(run, ['13_curate/ads.parquet', '13_curate/images.npy']))
 
 
 def make_clusters(rng, ads, k):
@@ -128,9 +179,9 @@ def evaluation(run, rng, ads, truth):
     finish(run, '41_evaluate', dict(prevalence=.286, test_defects=80), config=dict(coverage=.9, baseline='vit'))
 
 
-def make_fake_run(path, k=6, px=32, seed=0, truth=True, until='41_evaluate', hostile=False, defective=None, pictures=None):
+def make_fake_run(path, k=6, px=32, seed=0, truth=True, until='41_evaluate', hostile=False, defective=None, pictures=None, older=False):
     """Fill the folder `path` with what a run holds after the stage `until`; `hostile` puts markup into everything that comes from data.
-    `defective` training ads in uneven clusters instead of a handful; `pictures` textures shared by all ads instead of one drawing an ad."""
+    `defective` training ads in uneven clusters instead of a handful; `pictures` textures shared by all ads instead of one drawing an ad; `older`: curated before there were pairs and power."""
     run, rng = open_run(Path(path), create=True), np.random.default_rng(seed)
     ads = make_ads(rng, truth, defective)
     part, clusters, points = make_clusters(rng, ads, k)
@@ -139,7 +190,8 @@ def make_fake_run(path, k=6, px=32, seed=0, truth=True, until='41_evaluate', hos
         clusters = clusters.assign(size=part.groupby('cluster').size().values, confidence=part.groupby('cluster').confidence.mean().values, medoid=part.groupby('cluster').ad_id.first().values)
     if pictures: ads['image_row'] = np.arange(len(ads)) % pictures
     if hostile:
-        ads['headline'] = ads['advertiser'] = ads['path'] = HOSTILE
+        ads['headline'] = ads['path'] = HOSTILE
+        ads['advertiser'] = [HOSTILE + ' '*(i % 3) for i in range(len(ads))]
         clusters['name'] = HOSTILE
         if truth: ads.loc[ads.sub_defect != '', 'sub_defect'] = clusters['top_sub_defect'] = HOSTILE
     mark = HOSTILE if hostile else ''
@@ -149,9 +201,8 @@ def make_fake_run(path, k=6, px=32, seed=0, truth=True, until='41_evaluate', hos
         drawn = [texture(rng, px) for _ in range(pictures)] if pictures else [draw(rng, kind, px) for kind in (ads.sub_defect if truth else ['']*len(ads))]
         np.save(run.path/'13_curate/images.npy', np.stack(drawn))
         write_table(ads, run/'13_curate/ads.parquet')
-        write_table(pd.DataFrame(dict(ad_id=['x1', 'x2', None], row=[1, 2, 3], path='p'+mark, source='data', reason=['same headline', 'same headline', 'cannot be decoded'+mark], of=['ad00000', 'ad00001', None])), run/'13_curate/drops.parquet')
-        write_json(dict(exact=0, headline=2, note=mark), run/'13_curate/leakage.json')
-        return dict(warnings=['no dates'+mark])
+        dropped = make_older(run, mark) if older else make_curation(run, np.random.default_rng(seed), ads, mark)
+        return dict(warnings=['no dates'+mark], **({} if older else dict(dropped=dropped)))
     def selflabel():
         write_table(part, run/'31_selflabel/assignments.parquet')
         write_table(pd.DataFrame(dict(round=range(5), loss=1., marginal_error=1e-7, agreement=[None, .6, .8, .9, .95], confidence=.7, moved=.1, passes=4)), run/'31_selflabel/history.parquet')

@@ -11,9 +11,9 @@ from PIL import Image
 from subtask_kit import images as images_kit
 from subtask_kit.artifacts import open_run, read_json, read_table
 from subtask_kit.core import UserError
-from subtask_kit.curate import (STUDENT_TEACHER, Curate, ads_of, by_date, check_manifest, curate, deal, divide_val, drop_repeats, files_of, find_cuts, fold_headline, images_of,
-                                inspect_manifest)
-from subtask_kit.manifest import SPLITS, settings_path
+from subtask_kit.curate import Curate, ads_of, check_manifest, curate, drop_copies, files_of, find_known, fold_headline, images_of, inspect_manifest, same_key
+from subtask_kit.manifest import settings_path
+from subtask_kit.splits import SPLITS, STUDENT_TEACHER, by_date, deal, divide_val, find_cuts
 
 SHADES = [(r, g, b) for r in range(0, 250, 25) for g in range(0, 250, 25) for b in range(0, 250, 25)]
 STAGE = '13_curate'
@@ -77,7 +77,7 @@ def test_every_row_ends_somewhere(tmp_path):
 def test_columns_and_pictures(tmp_path):
     path = world(tmp_path, sub_defect=['x']*120, is_noise=[1, 0, '']*40, impressions=['3.5']*120, advertiser=['A & B']*120, policy='p', reviewer='r')
     run, ads, _, _ = go(tmp_path, path, unlabelled=pool(tmp_path))
-    assert ads.columns.tolist() == 'ad_id path label headline submitted_at advertiser impressions phash group split pool policy reviewer image_row sub_defect is_noise'.split()
+    assert ads.columns.tolist() == 'ad_id path label headline submitted_at advertiser impressions phash quality group split regular pool policy reviewer image_row sub_defect is_noise'.split()
     assert str(ads.label.dtype) == 'Int8' and str(ads.submitted_at.dtype) == 'datetime64[ns, UTC]' and str(ads.is_noise.dtype) == 'boolean' and ads.pool.dtype == bool and ads.impressions.dtype == float
     images, files = images_of(run), files_of(run, ads)
     assert isinstance(images, np.memmap) and images.dtype == np.uint8
@@ -176,7 +176,7 @@ def test_earliest_stays_across_verdicts(tmp_path):
     _, ads, drops, _ = go(tmp_path, world(tmp_path, headline=headlines, submitted_at=days))
     assert drops.row.tolist() == [11] and ads[ads.path == 'images/90.bmp'].ad_id.tolist() == drops.of.tolist()
     leak = read_json(tmp_path/f'run/{STAGE}/leakage.json')
-    assert leak['duplicates_across_splits'] == {'same bytes': 0, 'same headline': 1}
+    assert leak['duplicates']['same headline']['before'] == 1
 
 
 def test_unreadable_original_does_not_take_its_copy_along(tmp_path):
@@ -198,13 +198,13 @@ def test_empty_headlines_never_match(tmp_path):
     assert len(ads) == 120 and drops.empty
 
 
-def test_drop_repeats_against_a_plain_loop():
+def test_drop_copies_against_a_plain_loop():
     rng = np.random.default_rng(0)
     n = 400
     ads = pd.DataFrame(dict(ad_id=[str(i) for i in range(n)], row=np.arange(1, n+1), path='', source='data', pool=rng.random(n) < .3, label=pd.array(rng.choice([0, 1, None], n), 'Int8'),
                             submitted_at=pd.Series(pd.to_datetime('2024-01-01', utc=True)+pd.to_timedelta(rng.integers(0, 30, n), 'D')).where(rng.random(n) < .8)))
     key = pd.Series(rng.choice([*'abcdefgh', ''], n))
-    kept, gone = drop_repeats(ads, key, 'same')
+    kept, gone = drop_copies(ads, same_key(ads, key, 'same bytes'))
     def rank(i): return pd.isna(ads.label[i]), pd.isna(ads.submitted_at[i]), ads.submitted_at[i] if pd.notna(ads.submitted_at[i]) else 0, ads.pool[i], i
     best = {k: min((i for i in range(n) if key[i] == k), key=rank) for k in 'abcdefgh'}
     assert kept.index.tolist() == [i for i in range(n) if key[i] == '' or best[key[i]] == i]
@@ -319,3 +319,113 @@ def test_readers_name_the_stage(tmp_path):
     run = open_run(tmp_path/'run', create=True)
     for reader in (ads_of, images_of):
         with pytest.raises(UserError, match='run the stage'): reader(run)
+
+
+def advert(seed, px=64):
+    "A picture with something in it: coloured tiles."
+    tiles = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), 'uint8')
+    return Image.fromarray(tiles).resize((px, px), Image.Resampling.BICUBIC)
+
+
+def adverts(home, n=120, **columns):
+    "As `world`, but of pictures that can be told apart."
+    path = world(home, n, **columns)
+    for i in range(n): advert(i).save(home/f'images/{i}.bmp')
+    return path
+
+
+def crop(im): return im.crop((2, 1, 62, 63)).resize((64, 64))
+
+
+def test_near_duplicates_go_and_are_accounted_for(tmp_path):
+    path = adverts(tmp_path)
+    crop(advert(4)).save(tmp_path/'images/50.bmp')           # of an earlier ad
+    crop(advert(50)).save(tmp_path/'images/51.bmp')          # the picture that 50 had: nothing is like it any more
+    advert(7).point(lambda v: int(.8*v)).save(tmp_path/'images/110.bmp')
+    unlabelled = pool(tmp_path, 6)
+    for i in range(6): advert(900+i).save(tmp_path/f'pool/{i}.bmp')
+    crop(advert(119)).save(tmp_path/'pool/2.bmp')            # of a labelled ad
+    crop(advert(904)).save(tmp_path/'pool/5.bmp')            # within the pool: stays
+    run, ads, drops, manifest = go(tmp_path, path, unlabelled=unlabelled, px=64)
+    assert sorted(zip(drops.source, drops.row, drops.reason)) == [('data', 51, 'near-duplicate'), ('data', 111, 'near-duplicate'),
+                                                                 ('unlabelled', 3, 'duplicate of a labelled ad: near-duplicate')]
+    by_path = ads.set_index('path').ad_id
+    assert drops.set_index('path').of.to_dict() == {'images/50.bmp': by_path['images/4.bmp'], 'images/110.bmp': by_path['images/7.bmp'], 'pool/2.bmp': by_path['images/119.bmp']}
+    assert (ads.group == ads.ad_id).all() and drops.label.astype(object).where(drops.label.notna(), None).tolist() == [1, 1, None]
+    assert manifest['metrics']['dropped'] == {'duplicate of a labelled ad': {'no verdict': 1}, 'near-duplicate': {'acceptable': 2}}
+    pairs = read_table(run/f'{STAGE}/pairs.parquet')
+    assert len(pairs[pairs.merged]) == 3 and (pairs.merged == (pairs.score <= 1)).all() and set(pairs.a) | set(pairs.b) <= set(ads.ad_id) | set(drops.ad_id)
+    images = images_of(run)
+    for p in pairs[pairs.merged].itertuples(): assert np.abs(images[p.row_a].astype(int)-images[p.row_b]).mean() < 60
+    leak = read_json(run/f'{STAGE}/leakage.json')
+    assert leak['duplicates']['near-duplicate']['before'] == 1 and leak['duplicates']['near-duplicate']['after'] == 0  # 4 and 50 lie in train, 7 in train and 110 in test
+    assert read_table(run/f'{STAGE}/power.parquet').split.unique().tolist() == ['teacher_test', 'test']
+
+
+@pytest.mark.parametrize('dedupe,gone', [('both', [21, 51]), ('headline', [21]), ('picture', [51]), ('none', [])])
+def test_which_duplicates_go(tmp_path, dedupe, gone):
+    path = adverts(tmp_path, headline=['h9' if i == 20 else f'h{i}' for i in range(120)])
+    crop(advert(4)).save(tmp_path/'images/50.bmp')
+    assert go(tmp_path, path, dedupe=dedupe, px=64)[2].row.tolist() == gone
+
+
+def test_a_chain_of_copies_is_one_group(tmp_path):
+    path = adverts(tmp_path, headline=['h4' if i == 70 else 'h50' if i == 90 else f'h{i}' for i in range(120)])
+    crop(advert(4)).save(tmp_path/'images/50.bmp')           # 4 = 70 by headline, 4 = 50 by picture, 50 = 90 by headline
+    _, ads, drops, _ = go(tmp_path, path, px=64)
+    assert drops.row.tolist() == [51, 71, 91] and drops.of.nunique() == 1 and drops.reason.tolist() == ['same headline', 'same headline', 'same headline']
+
+
+def test_same_bytes_follow_their_group(tmp_path):
+    path = adverts(tmp_path)
+    crop(advert(4)).save(tmp_path/'images/50.bmp')
+    shutil.copy(tmp_path/'images/50.bmp', tmp_path/'images/92.bmp')
+    run, ads, drops, _ = go(tmp_path, path, px=64)
+    assert drops.row.tolist() == [51, 93] and drops.reason.tolist() == ['near-duplicate', 'same bytes']
+    assert drops.of.tolist() == [ads.set_index('path').ad_id['images/4.bmp']]*2
+    assert {k: v['before'] for k, v in read_json(run/f'{STAGE}/leakage.json')['duplicates'].items()} == {'same bytes': 1, 'same headline': 0, 'near-duplicate': 0}
+
+
+def test_mirrors_are_an_option(tmp_path):
+    path = adverts(tmp_path)
+    advert(4).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path/'images/50.bmp')
+    assert go(tmp_path, path, px=64)[2].empty
+    assert go(tmp_path, path, 'again', mirrors=True, px=64)[2].row.tolist() == [51]
+
+
+def test_advertisers_stay_whole_on_request(tmp_path):
+    who = [f'shop {i%40 if i < 100 else i}' for i in range(120)]
+    run, ads, drops, manifest = go(tmp_path, adverts(tmp_path, advertiser=who), keep_together='advertiser')
+    used = ads[ads.split != '']
+    assert (used.groupby('advertiser').split.nunique() == 1).all() and manifest['metrics']['left_out'] > 0
+    assert ads.groupby(['regular', 'split']).size().index.tolist() == [(r, s) for r, s in sorted({('train', 'train'), ('test', 'test'), ('', ''), *(('val', s) for s in STUDENT_TEACHER)})]
+    with pytest.raises(UserError, match='keep_together'): Curate('x', keep_together='shop')
+
+
+def test_processes_and_threads_change_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(images_kit, 'PARALLEL_FROM', 10)
+    path = adverts(tmp_path)
+    crop(advert(4)).save(tmp_path/'images/50.bmp')
+    runs = [open_run(tmp_path/f'run{n}', workers=n, create=True) for n in (0, 2)]
+    for run in runs: curate(Curate(str(path), px=64, embargo_days=0), run)
+    assert bytes_of(runs[0]) == bytes_of(runs[1])
+
+
+def test_new_data_against_a_run(tmp_path):
+    run, ads, _, _ = go(tmp_path, adverts(tmp_path), px=64)
+    new = tmp_path/'new'
+    (new/'deep').mkdir(parents=True)
+    shutil.copy(tmp_path/'images/3.bmp', new/'a.bmp')
+    crop(advert(100)).save(new/'deep/b.bmp')
+    for name, seed in (('c.bmp', 700), ('d.bmp', 701), ('e.bmp', 702)): advert(seed).save(new/name)
+    crop(advert(700)).save(new/'f.bmp')                      # a copy within the new ads is not the run's business
+    (new/'g.bmp').write_text('no picture')
+    pd.DataFrame(dict(path=['a.bmp', 'deep/b.bmp', 'c.bmp', 'd.bmp', 'e.bmp', 'f.bmp', 'g.bmp'], headline=['', '', '', ' HEADLINE 70 !', '', '', 'Headline 71'])).to_csv(new/'ads.csv', index=False)
+    known = find_known(run, new/'ads.csv')
+    where = ads.set_index('path').loc[['images/3.bmp', 'images/100.bmp', 'images/70.bmp']]
+    assert known.row.tolist() == [1, 2, 4] and known.kind.tolist() == ['same bytes', 'near-duplicate', 'same headline']
+    assert known.ad_id.tolist() == where.ad_id.tolist() and known.split.tolist() == where.split.tolist()
+    assert find_known(run, tmp_path/'ads.csv').row.tolist() == list(range(1, 121))  # the run's own data are all known
+    (tmp_path/'none').mkdir()
+    (tmp_path/'none/x.bmp').write_text('junk')
+    assert find_known(run, tmp_path/'none').empty

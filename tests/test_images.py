@@ -9,7 +9,10 @@ import pytest
 from PIL import Image
 
 from subtask_kit import images as kit
-from subtask_kit.images import BadPicture, build_cache, load_image, open_picture, to_jpeg, to_rgb
+from subtask_kit.artifacts import open_run, read_table, write_table
+from subtask_kit.core import UserError, hash_file
+from subtask_kit.images import Absent, BadPicture, build_cache, load_image, many_scans, open_picture, read_picture, to_jpeg, to_rgb
+from subtask_kit.phash import pdq, to_hex
 
 
 def noise(size=(40, 30), seed=0): return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype='uint8'))
@@ -119,61 +122,259 @@ def test_first_frame(tmp_path, name):
     assert r > 200 and b < 60
 
 
+def read(path): return load_image(read_picture(path, hash_file(path)), 16)
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused_unread(tmp_path, monkeypatch):
+    "Few bytes and many passes over a large picture; what follows the picture, as a phone's film does, does not count."
+    whole = encoded(Image.new('L', (64, 64), 128), format='JPEG', progressive=True)
+    scan = whole[whole.rindex(b'\xff\xda'):-2]
+    n = whole.count(b'\xff\xda')
+    for k, bad in ((kit.MAX_SCANS-n, False), (kit.MAX_SCANS-n+1, True), (5000, True)):
+        (tmp_path/'x.jpg').write_bytes(whole[:-2]+scan*k+whole[-2:])
+        if not bad: assert read(tmp_path/'x.jpg').shape == (16, 16, 3)
+        else:
+            with pytest.raises(BadPicture, match='more than 100 scans'): read(tmp_path/'x.jpg')
+    plain = encoded(noise((300, 200)), format='JPEG')
+    comments = b'\xff\xfe\x00\x04\xff\xda'
+    assert not many_scans(plain+b'\xff\xda'*1000) and not many_scans(plain[:2]+comments*200+plain[2:]) and many_scans(plain[:2]+comments*10_000+plain[2:])
+    for cut in range(len(plain)): assert not many_scans(plain[:cut])  # wherever a file ends
+
+
+def test_bombs_that_a_size_does_not_show(tmp_path):
+    frames = [noise((8, 8), i) for i in range(30)]
+    gif = encoded(frames[0], format='GIF', save_all=True, append_images=frames[1:])
+    at = GIF.index(b',', 13+3*2**((GIF[10] & 7)+1))  # behind the palette
+    outside = GIF[:6]+struct.pack('<HH', 1, 1)+GIF[10:at+5]+struct.pack('<HH', 60_000, 60_000)+GIF[at+9:]  # a frame larger than its screen
+    (tmp_path/'x').write_bytes(outside)
+    with pytest.raises(BadPicture, match='pixels'): read(tmp_path/'x')
+    first = JPEG[:2]+b''.join(b'\xff\xe2'+struct.pack('>H', 60_016)+b'ICC_PROFILE\0'+bytes([i, 99])+b'x'*60_000 for i in range(1, 100))+JPEG[2:]
+    body = png(4, 4, b''.join(b'\0'+b'\x80'*12 for _ in range(4))+bytes(50_000_000))  # its stream goes on after the last row
+    for data in (gif, first, body, JPEG+bytes(1_000_000)):
+        (tmp_path/'x').write_bytes(data)
+        assert read(tmp_path/'x').shape == (16, 16, 3)
+
+
+def test_pictures_of_phones(tmp_path):
+    pair = [Image.new('RGB', (32, 32), c) for c in ('red', 'blue')]
+    (tmp_path/'x').write_bytes(encoded(pair[0], format='MPO', save_all=True, append_images=pair[1:]))
+    assert read(tmp_path/'x')[0, 0, 0] > 200
+    if 'AVIF' in kit.FORMATS:
+        (tmp_path/'x').write_bytes(encoded(pair[1], format='AVIF'))
+        assert read(tmp_path/'x')[0, 0, 2] > 200
+        with pytest.raises(BadPicture, match='32 x 32 pixels, more than 1,000'): open_picture(tmp_path/'x', 1000)
+        (tmp_path/'x').write_bytes((tmp_path/'x').read_bytes()[:-20])
+        with pytest.raises(BadPicture): read(tmp_path/'x')
+
+
 def test_thin_pictures(tmp_path):
     Image.new('RGB', (4000, 1), 'green').save(tmp_path/'x.png')
     assert load_image(tmp_path/'x.png', 8).shape == (8, 8, 3)
 
 
-def folder(tmp_path, n):
+@pytest.fixture
+def run(tmp_path): return open_run(tmp_path/'run', create=True)
+
+
+def folder(home, n):
+    "Files of `n` distinct pictures, every fiftieth broken."
     files = []
     for i in range(n):
-        files.append(tmp_path/f'{i}.png')
-        files[-1].write_bytes(encoded(Image.new('RGB', (4, 4), (i%256, i//256, 7)), format='PNG') if i % 50 != 3 else b'junk')
+        files.append(home/f'{i}.png')
+        files[-1].write_bytes(encoded(Image.new('RGB', (4, 4), (i%256, i//256, 7)), format='PNG') if i % 50 != 3 else b'junk %d' % i)
     return files
 
 
-def test_cache_resumes(tmp_path, monkeypatch):
+def build(run, files, out='c', px=4, hashes=None, **options): return build_cache(files, hashes or list(map(hash_file, files)), run, run/out, px, **options)
+def array(run, out='c'): return np.load(run/out/'images.npy', mmap_mode='r')
+def both(run, out='c'): return [(run/out/name).read_bytes() for name in ('images.npy', 'images.parquet')]
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    "Numbers of the pictures (their red) that were decoded since; broken ones as None."
+    calls, load = [], kit.load_image
+    def counting(file, *args):
+        calls.append(None)
+        image = load(file, *args)
+        calls[-1] = int(image[0, 0, 0])
+        return image
+    monkeypatch.setattr(kit, 'load_image', counting)
+    return calls
+
+
+def test_cache_is_what_one_picture_after_another_gives(tmp_path, run, monkeypatch):
     monkeypatch.setattr(kit, 'CHUNK', 16)
     files = folder(tmp_path, 100)
-    whole = build_cache(files, tmp_path/'whole', 4)
-    assert [bool(r) for r in whole] == [i % 50 == 3 for i in range(100)]
-    calls, load = [], load_image
-    def dying(path, *args):
-        if len(calls) == 41: raise KeyboardInterrupt
-        calls.append(path)
-        return load(path, *args)
-    monkeypatch.setattr(kit, 'load_image', dying)
-    with pytest.raises(KeyboardInterrupt): build_cache(files, tmp_path/'killed', 4)
-    monkeypatch.setattr(kit, 'load_image', lambda path, *args: (calls.append(path), load(path, *args))[1])
-    assert build_cache(files, tmp_path/'killed', 4) == whole
-    assert len(calls) == 41+100-32 and calls[41] == files[32]  # two finished chunks were kept
-    for name in ('images.npy', 'images.json'): assert (tmp_path/'whole'/name).read_bytes() == (tmp_path/'killed'/name).read_bytes()
-    calls.clear()
-    assert build_cache(files, tmp_path/'killed', 4) == whole and not calls
-    files[20].write_bytes(PNG)
-    build_cache(files, tmp_path/'killed', 4)
-    assert calls == files[16:32]  # only the chunk that changed
-    (tmp_path/'killed/images.npy').write_bytes(b'torn')
-    calls.clear()
-    build_cache(files, tmp_path/'killed', 4)
-    assert len(calls) == 100
+    noise((70, 90), 1).save(files[5])
+    table = build(run, files, px=64)
+    assert table.columns.tolist() == ['row', 'sha256', 'reason', 'phash', 'quality', 'check'] and table.equals(read_table(run/'c/images.parquet'))
+    assert table.row.tolist() == list(range(100)) and table.sha256.tolist() == list(map(hash_file, files)) and [bool(r) for r in table.reason] == [i % 50 == 3 for i in range(100)]
+    images, bad = array(run), table.reason != ''
+    assert images.shape == (100, 64, 64, 3) and images.dtype == np.uint8 and (images[bad] == 0).all()
+    assert all((images[i] == load_image(files[i], 64)).all() for i in np.flatnonzero(~bad))
+    codes, quality = pdq(images[~bad]) # from the cached bytes, all at once
+    assert table.phash[~bad].tolist() == to_hex(codes) and table.quality[~bad].tolist() == quality.tolist() and table.quality[5] > 0
+    assert set(table.phash[bad]) == {''} and set(table.quality[bad]) == {0}
+    assert [p.name for p in sorted((run/'c').rglob('*')) if p.is_file()] == ['images.npy', 'images.parquet']
 
 
-def test_cache_depends_on_what_shapes_it(tmp_path):
+def test_only_what_is_new_is_decoded(tmp_path, run, decoded):
+    files = folder(tmp_path, 60)
+    first = build(run, files)
+    whole, before = array(run)[:], (run/'c/images.npy').stat().st_mtime_ns
+    assert len(decoded) == 60
+    decoded.clear()
+    assert build(run, files).equals(first) and (run/'c/images.npy').stat().st_mtime_ns == before and not decoded
+    Image.new('RGB', (4, 4), (200, 0, 0)).save(tmp_path/'new.png')
+    changed = build(run, [tmp_path/'new.png', *files])                          # a row in front
+    assert decoded == [200] and (array(run)[1:] == whole).all() and changed.reason[1:].tolist() == first.reason.tolist() and (array(run)[0] == [200, 0, 0]).all()
+    order = np.random.default_rng(0).permutation(60)[:40]                       # other rows, and files that have gone meanwhile
+    picked = build(run, ['gone']*40, hashes=[first.sha256[i] for i in order])
+    assert decoded == [200] and (array(run) == whole[order]).all()
+    for name in ('reason', 'phash', 'quality', 'check'): assert picked[name].tolist() == first[name][order].tolist()
+
+
+def test_a_hash_twice_is_decoded_once(tmp_path, run, decoded):
     files = folder(tmp_path, 3)
-    build_cache(files, tmp_path/'c', 4)
-    build_cache(files, tmp_path/'c', 8)
-    assert np.load(tmp_path/'c/images.npy', mmap_mode='r').shape == (3, 8, 8, 3)
-    assert build_cache(files, tmp_path/'c', 8, max_pixels=15)[0].startswith('too large')
-    assert build_cache(files[:2], tmp_path/'c', 8) == ['', ''] and len(np.load(tmp_path/'c/images.npy')) == 2
+    twice = build(run, [*files, *files[::-1]])
+    assert decoded == [0, 1, 2] and (array(run)[3:] == array(run)[2::-1]).all() and twice.phash.tolist() == [*twice.phash[:3], *twice.phash[2::-1]]
+    build(run, [*files, *files[::-1]])
+    assert len(decoded) == 3
 
 
-def test_processes_give_the_same(tmp_path, monkeypatch):
+def test_no_pictures(run): assert build(run, [], px=8).empty and array(run).shape == (0, 8, 8, 3)
+
+
+def test_an_interrupted_build_keeps_its_chunks(tmp_path, run, monkeypatch):
+    monkeypatch.setattr(kit, 'CHUNK', 16)
+    files, calls, load = folder(tmp_path, 100), [], load_image
+    build(run, files, 'whole')
+    def dying(file, *args):
+        if len(calls) == 41: raise KeyboardInterrupt
+        calls.append(file)
+        return load(file, *args)
+    monkeypatch.setattr(kit, 'load_image', dying)
+    with pytest.raises(KeyboardInterrupt): build(run, files)
+    monkeypatch.setattr(kit, 'load_image', lambda file, *args: (calls.append(file), load(file, *args))[1])
+    build(run, [files[99], *files[:99]], 'c') # in another order than before
+    assert len(calls) == 41+100-32            # two finished chunks were kept
+    build(run, files)
+    assert both(run) == both(run, 'whole') and len(calls) == 41+100-32
+
+
+@pytest.mark.parametrize('moved', [(), ('images.npy',), ('images.npy', 'images.parquet')])
+def test_killed_between_array_and_table(tmp_path, run, monkeypatch, decoded, moved):
+    "Once all is written, a kill at any of the last steps costs nothing and mixes nothing."
+    files = folder(tmp_path, 40)
+    build(run, files[:20])
+    build(run, files[::-1], 'whole')
+    decoded.clear()
+    with monkeypatch.context() as m:
+        m.setattr(kit, '_settle', lambda out: None)
+        build(run, files[::-1])
+    assert len(decoded) == 20 and (run/'c/work/images/whole.json').exists()
+    for name in moved: (run/'c/work/images'/name).rename(run/'c'/name)
+    build(run, files[::-1])
+    assert len(decoded) == 20 and both(run) == both(run, 'whole') and not (run/'c/work/images').exists()
+
+
+def torn(data): return data[:len(data)//2]
+def swapped(data): return data[:-96]+data[-48:]+data[-96:-48] # the last two pictures of 4 x 4
+def zeroed(data): return data[:-480]+bytes(480)               # the last ten never reached the disk
+DAMAGE = {'torn': (torn, 40), 'empty': (lambda data: b'', 40), 'junk': (lambda data: b'junk', 40), 'swapped': (swapped, 2), 'zeroed': (zeroed, 10), 'another': (lambda data: data[:-1920]+data[-1920:][::-1], 40)}
+
+
+@pytest.mark.parametrize('how', DAMAGE)
+def test_a_damaged_array_is_not_believed(tmp_path, run, decoded, how):
+    files, (damage, n) = folder(tmp_path, 41)[1:], DAMAGE[how] # none of them black
+    files[2].write_bytes(PNG)
+    build(run, files)
+    whole = both(run)
+    (run/'c/images.npy').write_bytes(damage(whole[0]))
+    assert both(run) != whole
+    decoded.clear()
+    build(run, files)
+    assert both(run) == whole and len(decoded) == n
+
+
+@pytest.mark.parametrize('damage', [lambda f: f.write_bytes(f.read_bytes()[:-9]), lambda f: f.unlink(), lambda f: write_table(read_table(f)[:-1], f), lambda f: write_table(read_table(f)[['row', 'sha256']], f)])
+def test_a_damaged_table_is_not_believed(tmp_path, run, decoded, damage):
+    files = folder(tmp_path, 20)
+    build(run, files)
+    whole = both(run)
+    damage(run/'c/images.parquet')
+    build(run, files)
+    assert both(run) == whole and len(decoded) == 40
+
+
+def test_a_table_of_another_array_is_not_believed(tmp_path, run, decoded):
+    files = folder(tmp_path, 20)
+    build(run, files)
+    build(run, [*files[1:], files[0]], 'other')
+    (run/'c/images.parquet').write_bytes((run/'other/images.parquet').read_bytes())
+    decoded.clear()
+    build(run, files)
+    assert len(decoded) == 20 and (array(run)[[0, 19], 0, 0, 0] == [0, 19]).all()
+
+
+def test_cache_depends_on_what_shapes_it(tmp_path, run, monkeypatch):
+    files = folder(tmp_path, 3)
+    build(run, files)
+    build(run, files, px=8)
+    assert array(run).shape == (3, 8, 8, 3)
+    assert build(run, files, px=8, max_pixels=15).reason[0].startswith('too large')
+    assert build(run, files[:2], px=8).reason.tolist() == ['', ''] and len(array(run)) == 2
+    monkeypatch.setattr(kit, 'DECODER', 'another')
+    monkeypatch.setattr(kit, 'load_image', lambda *a: np.full((8, 8, 3), 77, 'uint8'))
+    build(run, files[:2], px=8)
+    assert (array(run) == 77).all()
+
+
+def test_processes_give_the_same(tmp_path, run, monkeypatch):
     files = folder(tmp_path, 60)
     monkeypatch.setattr(kit, 'CHUNK', 16)
     monkeypatch.setattr(kit, 'PARALLEL_FROM', 50)
-    here, there = (build_cache(files, tmp_path/str(w), 4, workers=w) for w in (0, 2))
-    assert here == there and (tmp_path/'0/images.npy').read_bytes() == (tmp_path/'2/images.npy').read_bytes()
+    build(run, files, 'here')
+    monkeypatch.setattr(kit, 'CHUNK', 7)
+    build(open_run(run, 2), files, 'there')
+    assert both(run, 'here') == both(run, 'there')
+
+
+def test_what_changed_since_it_was_hashed_lends_its_picture_to_nobody(tmp_path, run, monkeypatch):
+    files = folder(tmp_path, 4)
+    hashes = list(map(hash_file, files))
+    files[0].write_bytes(files[1].read_bytes())
+    files[2].unlink()
+    files[3].write_bytes(b'junk')
+    table = build(run, files, hashes=hashes)
+    assert table.reason.tolist() == ['changed while it was read', '', 'there is no such file', 'changed while it was read'] and (array(run)[[0, 2, 3]] == 0).all() and (array(run)[1] == [1, 0, 7]).all()
+    folder(tmp_path, 3) # the first three are back
+    again = build(run, files, hashes=hashes)
+    assert again.reason.tolist() == ['', '', '', 'changed while it was read'] and (array(run)[:3, 0, 0, 0] == [0, 1, 2]).all()
+    monkeypatch.setattr(kit, 'MAX_BYTES', 50)
+    assert build(run, files[:1], 'small').reason[0] == f'too large: {files[0].stat().st_size} bytes, more than 50'
+
+
+def test_files_that_cannot_be_read(tmp_path, run):
+    import os
+    os.mkfifo(tmp_path/'pipe')
+    (tmp_path/'loop').symlink_to('loop')
+    assert set(build(run, [tmp_path, tmp_path/'pipe', tmp_path/'loop', '/dev/zero', 'nul\0'], hashes=[*'abcde']).reason) == {'there is no such file'}
+
+
+def test_a_gather_decodes_nothing(tmp_path, run, monkeypatch):
+    files = folder(tmp_path, 300)
+    build(run, files)
+    monkeypatch.setattr(Image, 'open', lambda *a, **k: pytest.fail('decoded'))
+    rows = np.random.default_rng(0).permutation(300)[:256]
+    got = array(run)[rows]
+    assert isinstance(array(run), np.memmap) and [tuple(p) for p in got[:, 0, 0]] == [(i%256, i//256, 7) if i % 50 != 3 else (0, 0, 0) for i in rows]
+
+
+def test_a_full_disk_is_said(tmp_path, run, monkeypatch):
+    monkeypatch.setattr(kit.shutil, 'disk_usage', lambda path: type('Usage', (), dict(free=100)))
+    with pytest.raises(UserError, match='needs .* GB'): build(run, folder(tmp_path, 4))
 
 
 def test_jpeg():

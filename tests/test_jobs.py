@@ -32,11 +32,32 @@ def nap(run, name):
     time.sleep(120)
 '''
 
+LIGHT = '''
+import ctypes, os, signal, sys, time
+from threadpoolctl import threadpool_info
+
+def note(run, name):
+    if name: time.sleep(.5)
+    (run/str(name)).write_text(f"{'torch' in sys.modules} {max(p['num_threads'] for p in threadpool_info())}")
+
+def die(run, name, how, key):
+    time.sleep(.1)
+    if how == 'status': os._exit(3)
+    if how == 'fault': ctypes.string_at(0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+class Odd(Exception):
+    def __init__(self, a, b): super().__init__(f'{a} and {b}')
+
+def odd(run, name): raise Odd(1, 2)
+'''
+
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     "A run, and tasks that workers can import."
     (tmp_path/'tasks_of_a_test.py').write_text(TASKS)
+    (tmp_path/'light_tasks.py').write_text(LIGHT)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')]))
     return open_run(tmp_path/'run', create=True)
@@ -61,27 +82,53 @@ def test_an_error_in_this_process(run):
     assert set(files(run)) == {'1'}
 
 
+@pytest.mark.parametrize('how, said', [('kill', 'was ended by SIGKILL'), ('fault', 'was ended by SIGSEGV'), ('status', 'ended with status 3')])
+def test_a_worker_that_dies_is_told_in_one_line(run, how, said):
+    "What had ended stays, what another worker had under way is finished, what nobody had begun is left."
+    specs = [job('light_tasks:note', run, name=1), job('light_tasks:die', run, name=7, how=how, key='k'*64), *(job('light_tasks:note', run, name=i) for i in (2, 3))]
+    with pytest.raises(UserError) as e: run_jobs(specs, open_run(run, 2), 'working')
+    assert str(e.value).startswith(f"the worker process of the job 'die name 7 how {how}' {said}; the same command goes on") and '\n' not in str(e.value)
+    assert '1' in files(run) and '3' not in files(run)
+
+
+def test_a_job_has_one_thread_and_no_torch_it_did_not_ask_for(run):
+    run_jobs([job('light_tasks:note', run, name=i) for i in (0, 1)], open_run(run, 2), 'working')
+    assert set(files(run).values()) == {b'False 1'}
+
+
+def test_an_error_that_cannot_travel(run):
+    with pytest.raises(RuntimeError, match='Odd: 1 and 2') as e: run_jobs([job('light_tasks:odd', run, name=i) for i in (0, 1)], open_run(run, 2), 'working')
+    assert e.value.__cause__ is None and 'light_tasks.py' in str(e.value)  # where it happened is said
+
+
 def alive(pid):
     try: state = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0]
     except FileNotFoundError: return False
     return state != 'Z'
 
 
-@pytest.mark.skipif(not Path('/proc').exists(), reason='looks at processes through /proc')
-def test_workers_of_a_killed_parent_go_away(run):
+def napping(run, **options):
+    "A process with two workers, both asleep at their jobs; its workers' ids."
     code = f'''from subtask_kit.artifacts import open_run
 from subtask_kit.jobs import job, run_jobs
 run = open_run({str(run.path)!r}, 2)
 run_jobs([job('tasks_of_a_test:nap', run, name=i) for i in range(3)], run, 'sleeping')'''
-    parent = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    parent = subprocess.Popen([sys.executable, '-c', code], start_new_session=True, **dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) | options)
+    deadline = time.time() + 60
+    while len(list(run.path.glob('pid_*'))) < 2 and time.time() < deadline: time.sleep(.2)
+    time.sleep(.2)
+    return parent, [int(p.read_text()) for p in run.path.glob('pid_*')]
+
+
+@pytest.mark.skipif(not Path('/proc').exists(), reason='looks at processes through /proc')
+@pytest.mark.parametrize('ctrl_c', [False, True])
+def test_workers_go_with_their_parent(run, ctrl_c):
+    parent, pids = napping(run, stderr=subprocess.PIPE, text=True)
     try:
-        deadline = time.time() + 60
-        while len(list(run.path.glob('pid_*'))) < 2 and time.time() < deadline: time.sleep(.2)
-        time.sleep(.2)
-        pids = [int(p.read_text()) for p in run.path.glob('pid_*')]
         assert len(pids) == 2 and all(map(alive, pids))
-        parent.kill()
-        parent.wait()
+        (os.killpg if ctrl_c else os.kill)(parent.pid, signal.SIGINT if ctrl_c else signal.SIGKILL)
+        said = parent.communicate(timeout=30)[1]
+        assert said.count('Traceback') == ctrl_c and ('KeyboardInterrupt' in said) == ctrl_c  # the workers say nothing of it
         deadline = time.time() + 5
         while any(map(alive, pids)) and time.time() < deadline: time.sleep(.1)
         assert not any(map(alive, pids))

@@ -1,17 +1,26 @@
 "The report: one offline file that shows what there is and says what it cannot tell."
 import re
+from collections import Counter
 from html.parser import HTMLParser
+from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
-from fake_run import HOSTILE, METHODS, make_fake_run
+from fake_run import HOSTILE, METHODS, finish, make_fake_run, make_features
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from plotly.offline import get_plotlyjs
 
+from subtask_kit import cli, duplicates, stills
 from subtask_kit import report as module
 from subtask_kit.artifacts import read_json, read_table, write_json, write_table
 from subtask_kit.core import UserError
+from subtask_kit.leakage import leakage_report, leakage_words
+from subtask_kit.power import power_words
 from subtask_kit.report import Report, page, report
+from subtask_kit.splits import split_ads
 from subtask_kit.view import outdated, read_run
 
 STAGES = ['13_curate', '25_features', '31_selflabel', '32_clusters', '33_specialists', '34_select', '35_curriculum', '36_unlabelled', '37_distill', '41_evaluate']
@@ -48,7 +57,7 @@ def text(run): return built(run)
 def test_the_stage_writes_one_file_and_a_copy_and_skips_what_is_fresh(run):
     first = report(Report(), run)
     assert (run/'report.html').read_bytes() == (run/'62_report/report.html').read_bytes()
-    assert 4 < first['metrics']['megabytes'] < 8 and first['metrics']['sections'] == 12
+    assert 4 < first['metrics']['megabytes'] < 8 and first['metrics']['sections'] == 14
     (run/'report.html').unlink()
     stamp = (run/'62_report/report.html').stat().st_mtime_ns
     assert report(Report(), run) == first and (run/'report.html').exists() and (run/'62_report/report.html').stat().st_mtime_ns == stamp
@@ -61,7 +70,7 @@ def test_nothing_is_fetched_and_nothing_is_offered_for_upload(text):
         for key in ('src', 'href', 'action', 'srcset', 'data', 'poster'):
             assert attrs.get(key, '#').startswith(('#', 'data:')), (tag, attrs)
     assert "default-src 'none'" in text and '@import' not in text and 'url(' not in without_library(text)
-    assert without_library(text).count('"showSendToCloud": false') == without_library(text).count('Plotly.newPlot(') == 8
+    assert without_library(text).count('"showSendToCloud": false') == without_library(text).count('Plotly.newPlot(') == 9
 
 
 def test_ids_are_unique_and_every_entry_of_the_contents_leads_somewhere(text):
@@ -74,7 +83,7 @@ def test_ids_are_unique_and_every_entry_of_the_contents_leads_somewhere(text):
 
 def test_sections_come_in_the_order_of_the_story(text):
     heads = [a['id'] for t,a in Page(text).tags if t == 'section']
-    assert heads == ['headline', 'data', 'clusters', 'teachers', 'curriculum', 'unlabelled', 'results', 'recall', 'training', 'operating', 'card', 'limits']
+    assert heads == ['headline', 'data', 'duplicates', 'trust', 'clusters', 'teachers', 'curriculum', 'unlabelled', 'results', 'recall', 'training', 'operating', 'card', 'limits']
 
 
 @pytest.mark.parametrize('until, there, absent', [('13_curate', 'data', 'clusters'), ('32_clusters', 'clusters', 'teachers'), ('34_select', 'teachers', 'curriculum'), ('37_distill', 'unlabelled', 'results')])
@@ -102,7 +111,7 @@ def test_hostile_data_is_text(tmp_path):
     write_json({'T': .2, 'note': HOSTILE}, run/'human/choice.json')
     (run/'human/edits.jsonl').write_text('{"op": "rename", "cluster": 0, "name": "</script><script>alert(3)</script>"}\n')
     p, plain = Page(page(read_run(run) | dict(cfg=Report()), title=HOSTILE)), without_library(page(read_run(run) | dict(cfg=Report())))
-    assert len([t for t,_ in p.tags if t == 'script']) == 1 + 8 and plain.count('<script') == 1 + 8
+    assert len([t for t,_ in p.tags if t == 'script']) == 1 + 9 and plain.count('<script') == 1 + 9
     assert '<script>alert' not in plain and not any(k.startswith('on') for _,a in p.tags for k in a)
     assert all(a['src'].startswith('data:image/jpeg;base64,') for t,a in p.tags if t == 'img')
     alts = [a['alt'] for t,a in p.tags if t == 'img']
@@ -168,8 +177,9 @@ def test_counts_add_up(run, text):
     said, ads = Page(text).text(), read_table(run/'13_curate/ads.parquet')
     for split, g in ads[ads.label.notna() & (ads.split != '')].groupby('split'):
         assert f'{split} {(g.label == 0).sum()} {(g.label == 1).sum()}' in said
-    assert f'unlabelled 0 0 {ads.label.isna().sum()}' in said and 'left out (embargo) 5 5' in said
-    assert 'same headline 2' in said and 'cannot be decoded 1' in said
+    assert f'unlabelled 0 0 {ads.label.isna().sum()}' in said and 'left out 5 5' in said
+    assert 'same headline 1 1 0 2' in said and 'unusable picture 0 0 1 1' in said and 'all 2 2 1 5' in said
+    assert f'{len(ads)+5:,} rows came in; {len(ads):,} ads stay, 5 rows were dropped.' in said
 
 
 def test_a_person_is_named_where_a_person_decided(tmp_path):
@@ -220,10 +230,247 @@ def test_many_clusters_and_missing_cells(tmp_path):
     assert text.count('<article') == len(d['clusters']) and 'there is no teacher for it' in text and 'Nothing was dropped' in text and '>nan' not in text
 
 
+# What curation did
+
+LABELS = st.sampled_from([0, 1, None])
+REASONS = st.sampled_from(['same headline', 'near-duplicate', 'unusable picture: truncated', 'bad row: no label', 'duplicate of a labelled ad: same bytes'])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(REASONS, LABELS), min_size=1, max_size=30))
+def test_every_drop_is_counted_once_under_its_reason_and_verdict(rows):
+    reason, label = zip(*rows)
+    drops = pd.DataFrame(dict(row=range(len(rows)), path='p', of='', reason=reason, label=pd.array(label, 'Int8')))
+    counts, wanted = module.count_drops(drops), Counter((r.partition(':')[0], module.VERDICT.get(x, 'no verdict')) for r,x in rows)
+    assert {(r, v): n for r in counts.index for v in counts if (n := counts.loc[r, v])} == wanted
+    said = Page(module.dropped_rows(drops).partition('<details>')[0]).text()
+    assert (f'all {" ".join(map(str, counts.sum()))} {len(rows)}' in said) == (len(counts) > 1)
+    assert module.count_drops(drops.drop(columns='label')).to_numpy().sum() == len(rows)
+
+
+def test_a_real_runs_drops_are_those_the_stage_counted(micro_run):
+    d = read_run(micro_run)
+    counts, m = module.count_drops(d['drops']), d['manifests']['13_curate']['metrics']
+    assert {r: {v: int(n) for v,n in counts.loc[r].items() if n} for r in counts.index} == m['dropped'] and len(d['ads']) + counts.to_numpy().sum() == m['rows']
+    groups = module.duplicate_groups(d['ads'], d['drops'])
+    assert (groups['size']-1).sum() == (d['drops'].of != '').sum() and (groups.ad_id == groups.group).all()
+    said = Page(built(micro_run)).text()
+    assert all(w in said for w in leakage_words(d['leakage'] | dict(embargoes=None))) and all(w in said for w in power_words(d['power']) if not w.startswith('warning'))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 6), st.lists(st.integers(0, 40), max_size=20), st.lists(st.integers(0, 40), max_size=20))
+def test_every_copy_belongs_to_the_ad_that_stayed(kept, first, second):
+    "Bytes first: copies of ads that may go; then the copies of ads that stay."
+    ads = pd.DataFrame(dict(ad_id=[f'k{i}' for i in range(kept)], headline=''))
+    later = {f'l{i}': f'k{n % kept}' for i,n in enumerate(second)}
+    targets = [*ads.ad_id, *later]
+    early = {f'e{i}': targets[n % len(targets)] for i,n in enumerate(first)}
+    of = early | later
+    drops = pd.DataFrame(dict(ad_id=[*of, ''], of=[*of.values(), ''], reason=['copy']*len(of) + ['bad row']))
+    home = module.homes(ads, drops)
+    def root(i): return root(of[i]) if i in of else i
+    assert home.to_dict() == {i: root(i) for i in [*ads.ad_id, *of]} and len(home) == kept + len(of)
+    sizes = Counter(map(root, of))
+    groups = module.duplicate_groups(ads, drops)
+    assert dict(zip(groups.ad_id, groups['size']-1)) == sizes and groups['size'].is_monotonic_decreasing
+
+
+def sheet_of(text): return re.findall(r'src="([^"]+)"', text)
+
+@pytest.mark.parametrize('n', [1, 3, 50])
+def test_the_sheet_shows_the_pairs_nearest_to_the_limit(run, n):
+    d = read_run(run)
+    p, home = d['pairs'], module.homes(d['ads'], d['drops']).to_dict()
+    merged = sorted((r for r in p.itertuples() if r.score <= 1), key=lambda r: -r.score)[:n]
+    apart = sorted((r for r in p.itertuples() if r.score > 1 and home[r.a] != home[r.b]), key=lambda r: r.score)[:n]
+    found, text = module.nearest_pairs(d, n), module.pairs_sheet(d, n)
+    assert [*found['merged'].b] == [r.b for r in merged] and [*found['apart'].b] == [r.b for r in apart] and len(merged) and len(apart)
+    assert sheet_of(text) == [s for r in [*merged, *apart] for row in (r.row_a, r.row_b) for s in sheet_of(module.picture(d['images'][row], ''))]
+    assert re.findall(r'<b>([0-9.]+)</b>', text) == [f'{r.score:.3f}' for r in [*merged, *apart]]
+
+
+def test_pairs_that_are_one_ad_by_way_of_another_are_no_strangers(run):
+    d = read_run(run)
+    two = d['drops'][d['drops'].of == 'ad00000'].ad_id.tolist() # copies of one ad
+    d['pairs'] = pd.concat([d['pairs'], d['pairs'].tail(1).assign(a=two[0], b=two[1], score=1.0001, merged=False)], ignore_index=True)
+    assert two[0] not in module.nearest_pairs(d)['apart'].a.tolist()
+
+
+@settings(max_examples=50, deadline=None)
+@given(*[st.floats(.01, 1.5)]*4, st.sampled_from(['aligned', 'top', 'bottom']), st.integers(0, 60))
+def test_the_measure_named_is_the_one_that_made_the_score(residual, structure, detail, colour, how, bits):
+    limits = duplicates.LIMITS if how == 'aligned' else duplicates.CAPTION
+    share = dict(zip(('residual', 'structure', 'detail', 'colour'), (residual, structure, detail, colour)))
+    measures = {k: v*limits[k] for k,v in share.items()}
+    measures['structure'] = 1-measures['structure']
+    score = duplicates.score_of({k: np.array([v]) for k,v in measures.items()} | dict(overlap=np.ones(1)), limits, np.array([bits]))[0]
+    name, value, limit = re.fullmatch(r'([\w ]+): (\S+) of (\S+)', module.decides(pd.Series(measures | dict(how=how, score=score)))).groups()
+    worst = {v: k for k,v in module.DIFFERS.items()}[name]
+    assert share[worst] == pytest.approx(max(share.values())) and float(value)/float(limit) == pytest.approx(score, rel=.02)
+    assert float(value) == pytest.approx(share[worst]*limits[worst], rel=.01) and float(limit) == pytest.approx(limits[worst], rel=.3)
+
+
+def test_verdicts_that_differ_are_said_of_a_pair(run):
+    d = read_run(run)
+    label = module.labels_of(d)
+    pair = d['pairs'].iloc[0].copy()
+    for a, b, said in ((0, 1, True), (1, 1, False), (0, pd.NA, False)):
+        label[[pair.a, pair.b]] = [a, b]
+        assert ('two verdicts' in module.pair_lines(pair, label)) is said
+
+
+def test_without_pairs_or_copies_the_section_says_so(run):
+    d = read_run(run)
+    d['pairs'] = d['pairs'].head(0).astype(object)
+    assert '<img' not in module.duplicates_section(d)
+    d['drops'] = d['drops'][d['drops'].of == '']
+    assert 'No ad had a copy' in module.duplicates_section(d)
+    d['pairs'] = read_run(run)['pairs'].query('merged')
+    assert 'Kept apart: no pair' in module.pairs_sheet(d)
+
+
+def badges(d): return [r[1] for r in (module.check_copies(d['leakage'], 'both'), module.check_time(d['leakage']), module.check_advertisers(d['leakage']), module.check_verdicts(d['leakage']))]
+
+def test_what_speaks_against_the_test_set_is_said(run):
+    d = read_run(run)
+    leak = d['leakage']
+    assert module.check_copies(leak, 'both')[1] == 'holds' and module.check_copies(leak, 'headline')[1] == 'not known'
+    for broken in (leak | dict(groups_across=1), leak | dict(duplicates=leak['duplicates'] | {'near-duplicate': leak['duplicates']['near-duplicate'] | dict(after=1)})):
+        assert module.check_copies(broken, 'both')[1] == module.check_copies(broken, 'headline')[1] == 'does not'
+    def dated(**more): return module.check_time(leak | dict(dates={k: x | dict(undated=0) for k,x in leak['dates'].items()} | more))
+    first = leak['dates']['test']['first']
+    late, early = ((pd.Timestamp(first) + pd.Timedelta(hours=h)).isoformat() for h in (1, -36))
+    none = dict(first=None, last=None, undated=3)
+    ends = {k: dict(first=early, last=early, undated=0) for k in leak['dates'] if k != 'test'}
+    assert dated(**ends)[1:] == ['holds', 'It begins 1.5 days after the others end.']
+    assert dated(**ends | dict(train=dict(first=early, last=late, undated=0)))[1] == 'does not'
+    assert dated(test=none)[1] == dated(**ends | dict(train=none))[1] == 'not known'
+    assert module.check_verdicts(leak | dict(conflicts=dict(disagreement=dict(pairs=0))))[1] == 'not known'
+
+
+@pytest.mark.parametrize('allowed, verdict', [(0, 'does not'), (2, 'does not'), (3, 'holds')])
+def test_a_set_where_chance_decides_is_named(run, allowed, verdict):
+    power = read_run(run)['power']
+    power.loc[power.level == .01, 'allowed'] = allowed
+    assert [module.check_size(power, s)[1] for s in ('test', 'teacher_test')] == [verdict]*2
+    empty = power.assign(defective=0, npv=np.nan)
+    assert module.check_size(empty, 'test')[1] == 'does not' and module.check_size(power.head(0), 'test')[1] == 'not known' and module.power_grid(empty)
+
+
+@pytest.mark.parametrize('how', ['lot', 'given', 'few'])
+def test_a_report_on_any_kind_of_split_is_shown(run, how):
+    "Without dates, with given splits, with hardly any ads: nothing is said that is not known."
+    d, n, rng = read_run(run), 9 if how == 'few' else 600, np.random.default_rng(0)
+    ads = pd.DataFrame(dict(ad_id=[f'{i}' for i in range(n)], label=pd.array(rng.random(n) > .3, 'Int8'), submitted_at=pd.to_datetime([None]*n, utc=True), advertiser='', group=[f'{i}' for i in range(n)],
+                            headline='', split=rng.choice(['train', 'val', 'test'], n) if how == 'given' else ''))
+    if how == 'few': ads['submitted_at'] = pd.date_range('2024-01-01', periods=n, freq='9D', tz='UTC')
+    plan = split_ads(ads, {}, 15, 0)
+    d['leakage'] = leakage_report(ads, ads, plan, pd.DataFrame(dict(a=[], b=[], kind=[]), dtype=str), 15)
+    text = module.trust_section(d)
+    assert ('What an embargo' in text) == ('fig_drift' in text) == (how == 'few') and 'nan' not in Page(text).text().split()
+    assert how == 'few' or badges(d) == ['holds', 'not known', 'not known', 'not known']
+
+
+def test_ids_with_markup_are_text(tmp_path):
+    run = make_fake_run(tmp_path, hostile=True, until='13_curate')
+    for name, columns in (('ads', ['ad_id', 'group']), ('drops', ['of']), ('pairs', ['a', 'b'])):
+        t = read_table(run/f'13_curate/{name}.parquet')
+        write_table(t.assign(**{c: t[c].replace('ad00000', HOSTILE) for c in columns}), run/f'13_curate/{name}.parquet')
+    finish(run, '13_curate', dict(warnings=[HOSTILE]))
+    d = read_run(run) | dict(cfg=Report())
+    text = without_library(page(d))
+    assert '<script>alert' not in text and '<img src=x' not in text and any(a['alt'].startswith(HOSTILE) for t,a in Page(text).tags if t == 'img' and 'alt' in a)
+    assert any(b['of'].startswith(HOSTILE) for b in d['leakage']['bursts']['advertiser']['largest']), 'a burst of theirs is in a table'
+
+
+@pytest.mark.parametrize('hostile', [False, True])
+def test_a_run_of_an_older_version_is_still_told(tmp_path, hostile):
+    run = make_fake_run(tmp_path, older=True, hostile=hostile)
+    text = built(run)
+    p = Page(text)
+    assert {'data', 'duplicates', 'trust'} <= set(p.ids()) and 'advertisers_across_splits' in p.text() and 'same headline 2' in p.text() and '<script>alert' not in text
+    assert '2 ads had copies' in p.text() and 'nearest to the limit' not in p.text() and 'fig_drift' not in p.ids()
+
+
+def test_stills_hold_every_pair_and_hide_what_is_not_to_be_seen(run):
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 256, (2, 64, 64, 3), dtype='uint8')
+    pair = a, b, ['0.9', 'a part']
+    heights = [stills.pairs_still([('x', [pair]*n)], columns=2).height for n in (1, 2, 3)]
+    assert heights[0] == heights[1] < heights[2]
+    sharp, veiled = (np.asarray(stills.pairs_still([('x', [pair])], s, px=64)).astype(int) for s in (True, False))
+    assert (sharp[26:90, :64] == a).all() and (sharp[26:90, 66:130] == b).all() and np.abs(veiled[26:90, :64]-a).mean() > 30
+    months = [dict(of='2024-01', share=.2, low=.1, high=.3), dict(of='2024-02', share=None, low=0, high=1)]
+    assert stills.shares_still(months, dict(test='2024-02'), 300, 100).size == stills.shares_still([], {}, 300, 100).size == (300, 100)
+
+
+# Leakage by embedding
+
+def test_leaks_by_embedding_are_found_among_clean_views(tmp_path):
+    run = make_fake_run(tmp_path, until='13_curate')
+    clean, why = module.embedding_leakage(read_run(run))
+    assert clean is None and 'has not run' in why
+    make_features(run, leaking=40)
+    d = read_run(run)
+    found, why = module.embedding_leakage(d)
+    rows = read_table(run/'25_features/rows.parquet')
+    train, test = (rows.ad_id[rows.split == s].tolist() for s in ('train', 'test'))
+    assert why == '' and {(c['test'], c['train']) for c in found['closest'][:40]} == set(zip(test[:40], train[:40])) and found['closer'] >= 40
+    assert (found['test'], found['train']) == (len(test), len(train)) and 'Test ads closer by embedding' in module.embedding_words(found)[0]
+    assert len(module.closest_picture(d, found, 3).getcolors(1 << 20)) > 10
+    make_features(run)
+    assert module.embedding_leakage(read_run(run))[0]['share'] < .15
+    write_table(read_table(run/'13_curate/ads.parquet').head(300), run/'13_curate/ads.parquet')
+    manifest = read_json(run/'13_curate/manifest.json')
+    manifest['outputs']['ads.parquet'] = dict(sha256='new', bytes=(run/'13_curate/ads.parquet').stat().st_size)
+    write_json(manifest, run/'13_curate/manifest.json')
+    found, why = module.embedding_leakage(read_run(run))
+    assert found is None and 'older curation' in why
+
+
+# Notebooks for a person
+
+PAGES = Path(module.__file__).parent.parent/'nbs/pipeline'
+
+def test_the_lab_has_the_page_beside_the_other_and_keeps_what_somebody_made_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli.os, 'execv', lambda *args: None)
+    run = make_fake_run(tmp_path/'run', 4, until='32_clusters')
+    cli.main(['lab', str(run.path)])
+    for name in ('explore', 'curation'): assert (run/f'{name}.ipynb').read_bytes() == (PAGES/f'{name}.ipynb').read_bytes() and (run/f'{name}.ipynb').stat().st_mode & 0o200
+    (run/'curation.ipynb').write_text('mine')
+    cli.main(['lab', str(run.path)])
+    assert (run/'curation.ipynb').read_text() == 'mine'
+
+
+@pytest.mark.parametrize('older', [False, True])
+def test_the_page_on_curation_runs_without_torch(tmp_path, monkeypatch, older):
+    import papermill
+    source = PAGES/'curation.ipynb'
+    nb = nbformat.read(source, 4)
+    assert not any(c.get('outputs') for c in nb.cells) and list(papermill.inspect_notebook(str(source))) == ['run_path', 'show_pictures']
+    (tmp_path/'blocked').mkdir()
+    for name in ('torch', 'timm'): (tmp_path/f'blocked/{name}.py').write_text('raise ModuleNotFoundError("blocked")')
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path/'blocked'))
+    run = make_fake_run(tmp_path/'run', truth=False, hostile=True, older=older, until='13_curate')
+    if not older: make_features(run, leaking=30)
+    papermill.execute_notebook(str(source), str(tmp_path/'out.ipynb'), dict(run_path=str(run.path)), kernel_name='python3', progress_bar=False)
+    outputs = [o for c in nbformat.read(tmp_path/'out.ipynb', 4).cells for o in c.get('outputs', [])]
+    data = [o.data for o in outputs if 'data' in o]
+    said = ' '.join([*(o.text for o in outputs if 'text' in o), *(Page(x['text/html']).text() for x in data if 'text/html' in x)])
+    figures = [x for x in data if 'application/vnd.plotly.v1+json' in x]
+    assert all('<script>alert' not in x.get('text/html', '') for x in data) and (tmp_path/'out.ipynb').stat().st_size < 500_000
+    if older:
+        assert not figures and 'An older version' in said and 'has not run' in said
+        return
+    assert len(figures) == 1 and 'image/png' in figures[0] and figures[0]['application/vnd.plotly.v1+json']['config']['showSendToCloud'] is False
+    assert sum('image/jpeg' in x for x in data) == 2, 'pairs and closest pairs can be seen without a kernel'
+    assert all(w in said for w in power_words(read_run(run)['power'])) and 'Test ads closer by embedding' in said
+
+
 def test_the_papermill_notebook_tells_a_runs_story(run, tmp_path):
     import papermill
-    from pathlib import Path
-    source = Path(module.__file__).parent.parent/'nbs/pipeline/report.ipynb'
+    source = PAGES/'report.ipynb'
     nb = nbformat.read(source, 4)
     assert not any(c.get('outputs') for c in nb.cells) and list(papermill.inspect_notebook(str(source))) == ['run_path']
     papermill.execute_notebook(str(source), str(tmp_path/'story.ipynb'), dict(run_path=str(run.path)), kernel_name='python3', progress_bar=False)
