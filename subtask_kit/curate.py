@@ -364,7 +364,7 @@ def _look_alikes(old, new, old_images, new_images, workers):
 # %% ../nbs/13_curate.ipynb #14a4f08a
 def find_known(run,           # a run whose curation is done
                path:str|Path  # a manifest or folder of new ads; verdicts are not looked at
-              )->pd.DataFrame: # row, path, kind (of `PAIRS`), ad_id and split (of the run's ad; '' = in no split)
+              )->pd.DataFrame: # row, path, kind (of `PAIRS`), and the run's ad: ad_id, known (its path), split ('' = in no split)
     "Which new ads the run holds already."
     run, new = open_run(run), scan(path, labelled=False).ads
     old = ads_of(run)
@@ -376,4 +376,4 @@ def find_known(run,           # a run whose curation is done
         return pd.DataFrame(dict(a=new.ad_id, b=new[column].map(key).map(first), kind=kind)).dropna()
     found = pd.concat([by(PAIRS[0], 'sha256'), by(PAIRS[1], 'headline', fold_headline), _look_alikes(old, new, images_of(run), pictures, run.workers)])
     found = found.drop_duplicates('a').rename(columns=dict(b='ad_id'))
-    return found.merge(new[['ad_id', 'row', 'path']].rename(columns=dict(ad_id='a')), on='a').merge(old[['ad_id', 'split']], on='ad_id').sort_values('row')[['row', 'path', 'kind', 'ad_id', 'split']].reset_index(drop=True)
+    return found.merge(new[['ad_id', 'row', 'path']].rename(columns=dict(ad_id='a')), on='a').merge(old[['ad_id', 'path', 'split']].rename(columns=dict(path='known')), on='ad_id').sort_values('row')[['row', 'path', 'kind', 'ad_id', 'known', 'split']].reset_index(drop=True)

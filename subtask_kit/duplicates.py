@@ -222,15 +222,16 @@ FLAT = 24 # of 64 cells: a picture with detail in fewer is flat ground and a lin
 def unlike(r:np.ndarray, # P x 32 x 32: residual brightness
            t:np.ndarray, # P x 32 x 32: brightness to be explained
            m:np.ndarray  # bool, P x 32 x 32: what counts
-          )->np.ndarray: # P: 0 = equal, about 1 = strangers
-    "The residual of 8 x 8 cells relative to their detail: the worst, once a twentieth of the cells with detail is set aside; stricter for flat pictures."
+          )->np.ndarray: # P: 0 = equal, above 1 = another text or drawing somewhere
+    "The residual of 8 x 8 cells relative to their detail, where it is worst once a twentieth of the cells with detail is set aside: against a limit, and against what is typical of the pair."
     def cells(x): return (x*m).reshape(-1, 8, 4, 8, 4).sum((2, 4)).reshape(-1, 64)
     n = np.maximum(cells(np.ones_like(t)), 1)
     spread = np.sqrt(np.maximum(cells(t*t)/n - (cells(t)/n)**2, 0))
     rich = spread > 8
     many = rich.sum(1, keepdims=True)
-    worst = -np.sort(-np.where(rich, np.sqrt(cells(r*r)/n)/(spread+10), 0), 1)
-    return (np.take_along_axis(worst, many//20, 1)*np.where(many < FLAT, 1.6, 1))[:, 0]
+    ratio = -np.sort(-np.where(rich, np.sqrt(cells(r*r)/n)/(spread+10), 0), 1)
+    worst, typical = (np.take_along_axis(ratio, many//k, 1) for k in (20, 2))
+    return np.maximum(worst*np.where(many < FLAT, 1.6, 1)/.75, worst/(.1 + 5*typical))[:, 0]
 
 # %% ../nbs/06_duplicates.ipynb #e94b4a05
 def _cosine(x, y, m):
@@ -257,8 +258,8 @@ def measure(t:np.ndarray, # P x 64 x 64 x 3, float32
                 colour=np.abs(r.sum((1, 2))).max(-1)/(f.sum((1, 2))+1e-6), overlap=m.mean((1, 2)))
 
 # %% ../nbs/06_duplicates.ipynb #87f88e06
-LIMITS = dict(residual=10., structure=.07, detail=.75, colour=6.) # structure: 1 - cosine
-CAPTION = dict(residual=4., structure=.02, detail=.5, colour=4.)
+LIMITS = dict(residual=10., structure=.07, detail=1., colour=6.) # structure: 1 - cosine
+CAPTION = dict(residual=4., structure=.02, detail=1., colour=4.)
 SAME_GROUND = .3   # share of equal pixels in the rows of a strip that differ: above, one template with two texts
 LEAST_OVERLAP = .4 # share of the picture
 

@@ -609,9 +609,9 @@ def test_silence_is_told_and_taken_back(clocked):
     page = clocked
     show_status(page)
     touch(page)
-    page.clock.run_for(3900)
+    page.clock.run_for(3000)
     assert not banner(page) and not barred(page)
-    page.clock.run_for(200)
+    page.clock.run_for(1200)
     assert banner(page).startswith('No answer from the kernel') and barred(page)
     assert page.evaluate('getComputedStyle(document.querySelector(".stk-edits button")).cursor') == 'not-allowed'
     for _ in range(3):
