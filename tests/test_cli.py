@@ -154,13 +154,13 @@ def test_new_ads_against_a_run(capsys, micro, micro_run, tmp_path):
     for i, path in enumerate(some.path): (tmp_path/f'{i}.jpg').write_bytes(Path(path).read_bytes())
     (tmp_path/'3.jpg').write_text('no picture')
     pd.DataFrame(dict(path=['0.jpg', '1.jpg', '2.jpg', '3.jpg'])).to_csv(tmp_path/'new.csv', index=False)
-    cli.main(['check', str(tmp_path/'new.csv'), '--against', str(micro_run.path), '--rows', str(tmp_path/'rows.csv')])
+    cli.main(['check', str(tmp_path/'new.csv'), '--against', str(micro_run), '--rows', str(tmp_path/'rows.csv')])
     out = capsys.readouterr().out
     rows = pd.read_csv(tmp_path/'rows.csv')
     assert rows[rows.kind == 'known'].row.tolist() == [1, 2, 3] and 'holds 3 of its 4 ads' in out and 'same bytes of unlabelled/' in out
     (tmp_path/'bad.csv').write_text('path\n../0.jpg\n0.jpg\n')
-    with pytest.raises(SystemExit) as e: cli.main(['check', str(tmp_path/'bad.csv'), '--against', str(micro_run.path)])
+    with pytest.raises(SystemExit) as e: cli.main(['check', str(tmp_path/'bad.csv'), '--against', str(micro_run)])
     assert e.value.code == 2
-    cli.main(['check', str(tmp_path/'bad.csv'), '--against', str(micro_run.path), '--skip-bad-rows'])
+    cli.main(['check', str(tmp_path/'bad.csv'), '--against', str(micro_run), '--skip-bad-rows'])
     with pytest.raises(SystemExit) as e: cli.main(['check', str(tmp_path/'new.csv'), '--against', str(tmp_path/'nowhere')])
     assert e.value.code == 2
