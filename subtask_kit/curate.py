@@ -218,10 +218,10 @@ def thin(counts:dict # from `count_splits`
 def _metrics(ads, drops, plan, heard=()):
     "What a person wants to know first."
     def n(mask): return int(mask.sum())
-    counts = count_splits(ads)
+    counts, dropped = count_splits(ads), _count_drops(drops)
     return dict(rows=len(ads)+len(drops), ads=len(ads), splits=counts, pool=n(ads.pool), unlabelled=n(ads.label.isna() & ~ads.pool),
                 embargoed=n(plan.why == 'embargo'), left_out=n((plan.why != '') & (plan.why != 'embargo')), split_by=plan.by,
-                drops={k: sum(v.values()) for k,v in _count_drops(drops).items()}, dropped=_count_drops(drops),
+                drops={k: sum(v.values()) for k,v in dropped.items()}, dropped=dropped,
                 warnings=[*heard, *plan.warnings, *thin(counts), *(w.removeprefix('warning: ') for w in power_warnings(power_table(counts, draws=2000)))])
 
 # %% ../nbs/13_curate.ipynb #362e835a
@@ -248,7 +248,7 @@ def curate(cfg, run, out):
     _check(counts, plan, cfg)
     before = _everything(ads, gone, same_bytes[same_bytes.of.isin([*ads.ad_id, *gone.ad_id])])
     pairs = pd.concat([bytes_pairs[bytes_pairs.a.isin(before.index)], pairs], ignore_index=True)
-    write_json(leakage_report(before, ads.assign(headline=ads.headline.map(fold_headline)), plan, _by_name(pairs, everything), cfg.embargo_days), out/'leakage.json')
+    write_json(leakage_report(before, before.loc[ads.index], plan, _by_name(pairs, everything), cfg.embargo_days), out/'leakage.json')
     write_table(power_table(counts), out/'power.parquet')
     write_table(_by_name(near, everything).sort_values(['score', 'a', 'b'], ignore_index=True), out/'pairs.parquet')
     same_bytes = same_bytes.assign(of=same_bytes.of.replace(dict(zip(gone.ad_id, gone.of)))) # the ad that stays in the end
