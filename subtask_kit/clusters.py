@@ -33,7 +33,7 @@ import numpy as np
 import pandas as pd
 
 from .artifacts import Run, lock, open_run, read_table, read_tensors, stage, write_table
-from .core import ACCEPTABLE, DEFECTIVE, UserError, check_fields, rng_for, seed_for
+from .core import ACCEPTABLE, DEFECTIVE, UserError, check_fields, rng_for, seed32
 
 # %% ../nbs/32_clusters.ipynb #70af60a9
 @dataclass
@@ -478,7 +478,7 @@ def split_in(cluster:int,
     ads, points = np.asarray(list(ads), str), np.asarray(points, 'float64')
     order = np.argsort(ads) # whatever order the ads come in
     if len(np.unique(points, axis=0)) < 2: raise UserError(f'cluster {cluster} cannot be split: its members are all alike')
-    part = KMeans(2, n_init=10, random_state=seed_for('split', seed) % 2**32).fit_predict(points[order])
+    part = KMeans(2, n_init=10, random_state=seed32('split', seed)).fit_predict(points[order])
     smaller = part == (part.sum()*2 < len(part) or part.sum()*2 == len(part) and part[0] == 0)
     return dict(op='split', cluster=cluster, ads=ads[order][smaller].tolist())
 

@@ -16,7 +16,7 @@ import pandas as pd
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
-from .core import rng_for, seed_for
+from .core import rng_for, seed32
 
 # %% ../nbs/27_embedding.ipynb #92c3e222
 @dataclass
@@ -134,7 +134,7 @@ def try_strength(defective:np.ndarray, acceptable:np.ndarray, # n x d, turned to
     "Told and repeated over `rounds` ways of halving the ads, each half learning once."
     bits_, same = [], []
     for r in range(rounds):
-        rng, start = rng_for('start', seed, r), seed_for('start', seed, r) % 2**32
+        rng, start = rng_for('start', seed, r), seed32('start', seed, r)
         first, second = zip(*([x[i] for i in np.array_split(rng.permutation(len(x)), 2)] for x in (defective, acceptable)))
         found = [told(*pair, k, dims, strength, start) for pair in ((first, second), (second, first))]
         bits_ += [f[0] for f in found]

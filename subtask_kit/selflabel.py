@@ -27,7 +27,7 @@ from torch import nn
 from .artifacts import Run, atomic, hash_json, input_hashes, open_run, read_json, read_notes, read_table, read_tensors, stage, write_table, write_tensors
 from .augment import normalise
 from .backbones import create, trunk
-from .core import UserError, check_fields, rng_for, seed_for, write_status
+from .core import UserError, check_fields, rng_for, seed32, seed_for, write_status
 from .device import DEVICES, one_thread, pick_device
 from .embedding import EMBEDDINGS, Embedding, choose_embedding
 from .features import source
@@ -249,7 +249,7 @@ def first_logits(cfg:SelfLabel, points:np.ndarray # n x dims, rows of length one
                 )->np.ndarray|None: # n x K, or None for the paper's random start
     "Logits for the first labels: how near each ad is to each centre of k-means."
     if cfg.init == 'random': return None
-    means = KMeans(cfg.k, n_init=10, random_state=seed_for('kmeans', cfg.seed)%2**32).fit(points)
+    means = KMeans(cfg.k, n_init=10, random_state=seed32('kmeans', cfg.seed)).fit(points)
     return (-10*means.transform(points)**2).astype('float32')
 
 # %% ../nbs/31_selflabel.ipynb #82601de6
