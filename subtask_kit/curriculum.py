@@ -13,7 +13,7 @@ import pandas as pd
 
 from .artifacts import read_table, stage, write_json
 from .core import UserError, rng_for
-from .selection import read_choice
+from .selection import chosen
 
 # %% ../nbs/35_curriculum.ipynb #2c563874
 @dataclass
@@ -115,18 +115,18 @@ def composition(epoch:list[tuple],    # from `batches`
     return t.groupby(['batch', 'cluster'], as_index=False).sum()
 
 # %% ../nbs/35_curriculum.ipynb #0723c69d
-@stage('35_curriculum', needs=('34_select/competence.parquet', 'human/choice.json?'))
+@stage('35_curriculum', needs=('34_select/competence.parquet', '32_clusters/partition.parquet?', '31_selflabel/assignments.parquet?', 'human/choice.json?'))
 def order(cfg, run, out):
     "Write the curriculum: method, order, the scores behind it, and who decided."
-    table, choice = read_table(run/'34_select/competence.parquet'), read_choice(run)
+    table, choice = read_table(run/'34_select/competence.parquet'), chosen(run)
     hand = choice.get('order')
-    chosen = choice.get('curriculum', 'hand' if hand else None)
-    method = chosen or cfg.method
+    own = choice.get('curriculum', 'hand' if hand else None)
+    method = own or cfg.method
     unknown = sorted(set(hand or ()) - set(table.cluster)) if method == 'hand' else []
     if unknown: raise UserError(f'human/choice.json orders the clusters {unknown}, which do not exist', 'take them out of "order"')
     if cfg.acceptable not in ('shared', 'repeated'): raise UserError(f'acceptable "{cfg.acceptable}" is not known', 'use shared or repeated')
     clusters, kept = order_clusters(method, table, hand), table[table.kept].set_index('cluster')
     scores = {str(c): float(kept.loc[c, SCORES[method]]) for c in clusters} if method in SCORES else {}
-    write_json(dict(method=method, order=clusters, scores=scores, by='person' if chosen else 'rule', acceptable=cfg.acceptable),
+    write_json(dict(method=method, order=clusters, scores=scores, by='person' if own else 'rule', acceptable=cfg.acceptable),
                out/'curriculum.json')
     return dict(method=method, clusters=len(clusters))

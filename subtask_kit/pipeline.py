@@ -35,7 +35,7 @@ STAGES = dict( # name -> module, configuration, function
     curate=('curate', 'Curate', 'curate'), features=('features', 'Features', 'features'), selflabel=('selflabel', 'SelfLabel', 'selflabel'),
     clusters=('clusters', 'Clusters', 'clusters'), specialists=('specialists', 'Specialists', 'specialists'), select=('selection', 'Select', 'select'),
     curriculum=('curriculum', 'Curriculum', 'order'), unlabelled=('unlabelled', 'Unlabelled', 'unlabelled'), distill=('distill', 'Distill', 'distill'),
-    evaluate=('evaluate', 'Evaluate', 'evaluate'), report=('report', 'Report', 'report'))
+    sweep=('sweep', 'Sweep', 'sweep'), evaluate=('evaluate', 'Evaluate', 'evaluate'), report=('report', 'Report', 'report'))
 
 def load_stage(name:str # a key of STAGES
               )->tuple[type,Callable]: # its configuration's class, and the function `stage(cfg, run) -> manifest`
@@ -60,7 +60,7 @@ PRESETS = dict(
     micro=dict(curate_px=32, selflabel_k=4, selflabel_epochs=4, clusters_map='pca', specialists_epochs=4, specialists_hidden=8, select_draws=100, select_rule='none', distill_epochs=2, distill_dim=16,
                distill_layers=1, distill_seeds=(0,), distill_rows=('vit','ft_sd','ft_sd_ul'), evaluate_draws=100),
     paper=PAPER,
-    literal=PAPER | dict(selflabel_init='random', selflabel_rounding='argmax', specialists_balance=False, select_rate_of='defective', select_level=.01, select_scale='npv', select_rule='estimate',
+    literal=PAPER | dict(selflabel_init='random', selflabel_rounding='argmax', specialists_balance='none', select_rate_of='defective', select_level=.01, select_scale='npv', select_rule='estimate', select_evidence='own',
                          curriculum_acceptable='repeated', unlabelled_hard=True))
 
 # %% ../nbs/70_pipeline.ipynb #1132af0f
@@ -71,7 +71,7 @@ def comments(cls)->dict[str,str]: # field -> the comment on its line
 
 def parameter_cell()->str:
     "The source of the pipeline notebook's `parameters` cell."
-    lines = ["run_path = '../../runs/demo' # the run folder", 'workers = 0 # processes for independent units of work', "until = '' # the last stage to run; empty for all"]
+    lines = ["run_path = '../../runs/demo' # the run folder", 'workers = 0 # processes for independent units of work, or ray or slurm', "until = '' # the last stage to run; empty for all"]
     for stage in STAGES:
         cls = load_stage(stage)[0]
         for name, comment in comments(cls).items():
@@ -104,7 +104,7 @@ def cast(name:str,
     try:
         if kind is list:
             items = [v.strip(' "\'') for v in value.strip('()[] ').split(',') if v.strip()] if isinstance(value, str) else list(value)
-            return [cast(name, v, default[0]) for v in items]
+            return [cast(name, v, default[0] if default else 0.) for v in items] # an empty list is one of numbers
         if kind is bool: return value if isinstance(value, bool) else TRUTHS[str(value).lower()]
         if isinstance(value, bool) or kind is str and not isinstance(value, str) or kind is int and float(value) != int(float(value)): raise ValueError
         if kind is float and not math.isfinite(float(value)): raise ValueError
@@ -211,14 +211,14 @@ def execute(run:Run, values:dict, until:str|None=None, wait:float=120.)->list[di
     "Run the pipeline notebook headlessly; the executed copy is `pipeline.ipynb` in the run."
     import papermill
     logging.getLogger('asyncio').setLevel(logging.CRITICAL) # after Ctrl-C it would report every task that did not end by itself
-    run = open_run(run.path.resolve(), run.workers) # papermill changes the working directory
+    run = Run(run.path.resolve(), run.workers, run.where) # papermill changes the working directory
     stages, status = until_stage(until), run/'.status.json'
     with lock(run, 'run'):
         # A killed run's kernel and workers live on for some seconds; what they still write must not mix with ours.
         with lock(run, 'work', wait=wait, waiting=lambda: print('waiting for what a killed run left behind', file=sys.stderr)): status.unlink(missing_ok=True)
         stop = threading.Event()
         os.environ.update(SUBTASK_KIT_STATUS=str(status), JUPYTER_PREFER_ENV_PATH='1')
-        values = values | dict(run_path=str(run.path), workers=run.workers, until=until or '')
+        values = values | dict(run_path=str(run.path), workers=run.workers if run.where == 'local' else run.where, until=until or '')
         with quiet(run/'log.txt') as terminal:
             watcher = threading.Thread(target=watch, args=(status, stages, stop, terminal), daemon=True)
             watcher.start()

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['CONFIG', 'BLUE', 'ORANGE', 'GREEN', 'RED', 'PINK', 'SKY', 'GREY', 'COLOURS', 'SYMBOLS', 'LINE', 'TEMPLATE',
-           'VERDICTS', 'figure', 'styled', 'show', 'to_html', 'text', 'cluster_label', 'cluster_map', 'dots', 'upright',
-           'teacher_marks', 'teacher_plot', 'feed_plot', 'results_plot', 'recall_plot', 'loss_traces', 'curves',
-           'selflabel_plot', 'score_plot']
+           'VERDICTS', 'SCALES', 'SHRUNKEN', 'TICK', 'figure', 'styled', 'show', 'to_html', 'text', 'cluster_label',
+           'cluster_map', 'dots', 'upright', 'teacher_marks', 'pooled_words', 'side_by_side', 'teacher_traces',
+           'teacher_plot', 'sensitivity_plot', 'sweep_plot', 'feed_plot', 'results_plot', 'recall_plot', 'loss_traces',
+           'curves', 'selflabel_plot', 'score_plot']
 
 # %% ../nbs/60_plots.ipynb #a66cc0ae
 import html
@@ -115,26 +116,94 @@ def teacher_marks(table:pd.DataFrame,  # competence, one row a teacher
     label = table.cluster.map(lambda c: cluster_label(c, names))
     why = table.why.map(lambda w: '<br>'.join(text(part) for part in w.split('; ')))
     colour, symbol = zip(*(VERDICTS[v] for v in table.verdict)) if len(table) else ((), ())
-    npv = [f'<br>NPV {r.npv:.2f} ({r.low:.2f} to {r.high:.2f}), floor {r.floor:.2f}' for r in table.itertuples()]
+    npv = [f'<br>NPV {r.npv:.2f} ({r.low:.2f} to {r.high:.2f}), floor {r.floor:.2f}{pooled_words(r)}' for r in table.itertuples()]
     return dict(color=list(colour), symbol=list(symbol), text=('cluster ' + label + '<br>' + table['size'].map('{} ads<br>'.format) + why + npv).tolist())
 
+def pooled_words(r # a row of competence, as a tuple
+                )->str:
+    "What the evidence of all teachers together adds to a hover; nothing in a table of an earlier version."
+    if pd.isna(getattr(r, 'shrunken', None)): return ''
+    return f'<br>shrunken lift {r.shrunken:.2f} ({r.shrunken_low:.2f} to {r.shrunken_high:.2f})<br>below T with probability {r.below:.2f}<br>kept in {r.kept_share:.0%} of the draws'
+
 # %% ../nbs/60_plots.ipynb #a56a5276
+SCALES = dict(lift=['lift', 'lift_low', 'lift_high'], npv=['npv', 'low', 'high']) # estimate and interval; T is compared with one of them
+
+def side_by_side(n:int # teachers
+                )->int: # panels
+    "A hundred teachers in one column would be a page of their own."
+    return 1 if n <= 30 else 2 if n <= 60 else 3
+
+def teacher_traces(table:pd.DataFrame, columns:list[str], names:dict|None, size:int)->list[go.Scatter]:
+    "Teachers with their intervals, and where each lies after shrinkage."
+    label, marks = table.cluster.map(lambda c: cluster_label(c, names)), teacher_marks(table, names)
+    said = dict(text=marks['text'], hovertemplate='%{text}<extra></extra>', showlegend=False)
+    teachers = dots(*table[columns].values.T, label, marks['color'], marks['symbol'], **said)
+    teachers.error_x.color, teachers.marker.size = GREY, size
+    if columns[0] != 'lift' or 'shrunken' not in table: return [teachers]
+    return [teachers, go.Scatter(x=table.shrunken, y=label, mode='markers', name=SHRUNKEN, marker=TICK | dict(size=size+3), **said)]
+
+SHRUNKEN, TICK = 'after shrinkage', dict(symbol='line-ns', line=dict(color='#7b7b7b', width=2))
+
+# %% ../nbs/60_plots.ipynb #3b07e365
 def teacher_plot(table:pd.DataFrame,  # competence.parquet
                  T:float=.1,          # the threshold
-                 scale:str='lift',    # what T is compared with: 'lift' or 'npv'
+                 scale:str='lift',    # a key of SCALES: what T is compared with
                  names:dict|None=None # cluster -> name
                 )->go.Figure:
-    "Competence of every teacher with its interval, the floor and T."
-    columns = ['lift', 'lift_low', 'lift_high'] if scale == 'lift' else ['npv', 'low', 'high']
-    table = table[table[columns[0]].notna()].sort_values(columns[0])
-    label, marks = table.cluster.map(lambda c: cluster_label(c, names)), teacher_marks(table, names)
-    teachers = dots(*table[columns].values.T, label, marks['color'], marks['symbol'], text=marks['text'], hovertemplate='%{text}<extra></extra>', showlegend=False)
-    teachers.error_x.color = GREY
-    legend = [go.Scatter(x=[None], y=[None], mode='markers', name=v, marker=dict(color=c, symbol=s, size=11)) for v,(c,s) in VERDICTS.items()]
-    fig = figure([teachers, *legend], 110 + 24*max(4, len(table)), xaxis_title='lift over the floor' if scale == 'lift' else 'NPV', yaxis_title='cluster',
-                 yaxis=dict(type='category', categoryorder='array', categoryarray=label, range=[-.6, len(table)+.3], dtick=1))
-    floor = 0. if scale == 'lift' else float(table.floor.iloc[0])
+    "Competence of every teacher with its interval, the floor and T; the best come first, many in panels side by side."
+    table = table[table[SCALES[scale][0]].notna()].sort_values(SCALES[scale][0], ascending=False)
+    n = side_by_side(len(table))
+    rows, line, fig = max(4, -(-len(table)//n)), 24 if n == 1 else 17, make_subplots(1, n, shared_xaxes='all', horizontal_spacing=.09)
+    for i in range(n):
+        part = table[i*rows:(i+1)*rows][::-1]
+        for trace in teacher_traces(part, SCALES[scale], names, 11 if n == 1 else 8): fig.add_trace(trace, 1, i+1)
+        label = part.cluster.map(lambda c: cluster_label(c, names))
+        axis = dict(type='category', categoryorder='array', categoryarray=label, range=[len(part)-rows-.6, len(part)+.3], tickfont_size=14 if n == 1 else 11)
+        fig.update_yaxes(axis | (dict(dtick=1) if rows <= 60 else {}), row=1, col=i+1)
+    pooled = [(SHRUNKEN, TICK | dict(size=14))]*any(t.name == SHRUNKEN for t in fig.data)
+    for name, mark in [*((v, dict(color=c, symbol=s, size=11)) for v,(c,s) in VERDICTS.items()), *pooled]: fig.add_trace(go.Scatter(x=[None], y=[None], mode='markers', name=name, marker=mark), 1, 1)
+    floor, what = (0., 'lift over the floor') if scale == 'lift' else (float(table.floor.iloc[0]), 'NPV')
+    styled(fig.update_xaxes(title_text=what), 110 + min(line*rows, 1000), yaxis_title='cluster')
     return upright(upright(fig, T, f'T = {T:g}', 'dash'), floor, 'floor', 'dot', 'right' if floor > T else 'left')
+
+# %% ../nbs/60_plots.ipynb #11f85ec7
+def sensitivity_plot(table:pd.DataFrame, # 34_select/sensitivity.parquet
+                     T:float|None=None,  # the run's own
+                     level:float|None=None # the run's own
+                    )->go.Figure:
+    "How many clusters are kept at other thresholds and levels; the run's own are framed."
+    counts = table.pivot_table(index='level', columns='T', values='kept', aggfunc='sum').sort_index()
+    out = table[~table.kept.astype(bool)].groupby(['level', 'T']).cluster.agg(lambda c: text(', '.join(map(str, sorted(c)))))
+    said = [[f'{int(counts.loc[l, t])} of {table.cluster.nunique()} kept<br>out: {out.get((l, t), "none")}' for t in counts] for l in counts.index]
+    x, y = [f'{t:g}' for t in counts], [f'{100*l:.3g} %' for l in counts.index]
+    heat = go.Heatmap(z=counts.values, x=x, y=y, text=counts.values.astype(int).astype(str), customdata=said, texttemplate='%{text}', textfont_size=13, colorscale='Blues', zmin=0, zmax=table.cluster.nunique(), xgap=2,
+                      ygap=2, showscale=False, hovertemplate='level %{y}, T = %{x}<br>%{customdata}<extra></extra>')
+    fig = figure([heat], 100 + 32*len(y), xaxis=dict(title='T', type='category', showgrid=False), yaxis=dict(title='level', type='category', showgrid=False))
+    own = [(i, k) for i,l in enumerate(counts.index) for k,t in enumerate(counts) if T is not None and level is not None and np.isclose(l, level) and np.isclose(t, T)]
+    for i, k in own: fig.add_shape(type='rect', x0=k-.48, x1=k+.48, y0=i-.48, y1=i+.48, line=dict(color=ORANGE, width=3))
+    return fig
+
+# %% ../nbs/60_plots.ipynb #19d4e697
+def sweep_plot(table:pd.DataFrame # 39_sweep/sweep.parquet
+              )->go.Figure:
+    "NPV of the student against T with its interval, and the clusters kept, for every split."
+    splits, metrics = list(dict.fromkeys(table.split)), list(dict.fromkeys(table.metric))
+    fig = make_subplots(2, len(splits), shared_xaxes=True, shared_yaxes='rows', row_heights=[.72, .28], vertical_spacing=.06, horizontal_spacing=.05, subplot_titles=[text(s) for s in splits])
+    def hover(r):
+        gain = '' if pd.isna(r.gain) else f'<br>against keeping all {r.gain:+.3f} ({r.gain_low:+.3f} to {r.gain_high:+.3f})'
+        return f'T = {r.T:g}: {int(r.clusters)} clusters<br>{text(r.metric)} {r.value:.3f} ({r.low:.3f} to {r.high:.3f}){gain}<br>{r.seeds} seeds'
+    def npv(t, i, first):
+        bars = dict(type='data', symmetric=False, array=(t.high-t.value).clip(0), arrayminus=(t.value-t.low).clip(0), thickness=1.5, width=0)
+        return go.Scatter(x=t['T'], y=t.value, error_y=bars, mode='lines+markers', name=metrics[i].replace('npv@', 'NPV at ').replace('%', ' % FPR'), showlegend=first, line=dict(color=COLOURS[i], width=1.5),
+                          marker=dict(symbol=SYMBOLS[i], size=8), text=[hover(r) for r in t.itertuples()], hovertemplate='%{text}<extra></extra>')
+    for k, split in enumerate(splits):
+        of = table[table.split == split].sort_values('T')
+        for i, metric in enumerate(metrics): fig.add_trace(npv(of[of.metric == metric], i, k == 0), 1, k+1)
+        kept = of.drop_duplicates('T')
+        steps = dict(mode='lines+markers', line=dict(color=GREY, shape='hv'), hovertemplate='T = %{x:g}: %{y} clusters<extra></extra>', showlegend=False)
+        fig.add_trace(go.Scatter(x=kept['T'], y=kept.clusters, **steps), 2, k+1)
+    fig.update_yaxes(title_text='NPV', row=1, col=1).update_yaxes(title_text='clusters kept', rangemode='tozero', row=2).update_yaxes(title_text='', row=2, col=2 if len(splits) > 1 else None)
+    return styled(fig.update_xaxes(title_text='T', row=2), 440, margin_t=60, legend_y=1.08)
 
 # %% ../nbs/60_plots.ipynb #9b65425b
 def feed_plot(feed:pd.DataFrame,   # from `curriculum.composition`

@@ -128,16 +128,21 @@ def shares_still(months:list[dict], # of ('YYYY-MM'), share, low, high (shares m
     return image
 
 # %% ../nbs/56_stills.ipynb #40d68891
-def teachers_still(table:pd.DataFrame, # cluster, kept, and the three columns of the scale
+def teachers_still(table:pd.DataFrame, # cluster, kept, and the three columns of the scale; `shrunken` where it is known
                    columns:list[str],  # estimate, low, high
                    T:float,
                    names:dict|None=None, # cluster -> name
                    floor:float=0.,
-                   width:int=520       # pixels
+                   width:int=520,      # pixels
+                   most:int=40         # teachers in a column; more of them stand side by side
                   )->Image.Image:
-    "Every teacher with its interval, T, and who is kept."
+    "Every teacher with its interval, T, and who is kept; a grey stroke is what is left after shrinkage."
     table = table[table[columns[0]].notna()].sort_values(columns[0], ascending=False)
-    left, line, low = 130, 20, min(floor, T, table[columns[1]].min()) - .05
+    low = min(floor, T, table[columns[1]].min()) - .05
+    return beside([_column(table[i:i+most], columns, T, names, floor, width, low) for i in range(0, max(1, len(table)), most)])
+
+def _column(table, columns, T, names, floor, width, low):
+    left, line = 130, 20
     image = Image.new('RGB', (width, line*len(table) + 24), PAPER)
     pen = ImageDraw.Draw(image)
     def x(v): return left + (v-low)/(1.02-low)*(width-left-10)
@@ -149,6 +154,7 @@ def teachers_still(table:pd.DataFrame, # cluster, kept, and the three columns of
         estimate, a, b = (getattr(r, c) for c in columns)
         write(image, (left-10, y), f'{r.cluster} {(names or {}).get(r.cluster) or ""}', 12, anchor='rm', most=18)
         pen.line((x(a), y, x(b), y), fill=colour, width=2)
+        if columns[0] == 'lift' and pd.notna(getattr(r, 'shrunken', None)): pen.line((x(r.shrunken), y-7, x(r.shrunken), y+7), fill=SOFT, width=2)
         if r.kept: pen.ellipse((x(estimate)-5, y-5, x(estimate)+5, y+5), fill=colour)
         else: pen.text((x(estimate), y), 'x', fill=colour, font=_font(16), anchor='mm', stroke_width=1)
     return image

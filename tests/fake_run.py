@@ -13,6 +13,7 @@ from subtask_kit.splits import Plan, count_splits
 
 KINDS = ('pistol', 'bottle', 'dice', 'cigarette', 'pills')
 METHODS = ('vit', 'deit_1', 'at_sd', 'ft_sd', 'ft_sd_cc', 'ft_sd_ul')
+CLEANED = ('vit_cleanlab', 'ft_sd_weighted') # rows that compare ways of cleaning
 HOSTILE = '<script>alert(1)</script>"\'><img src=x onerror=alert(2)>'
 SPLITS = dict(train=(120, 160), teacher_val=(20, 60), student_val=(60, 160), teacher_test=(20, 60), test=(80, 200))
 
@@ -118,8 +119,25 @@ def spread(rng, part):
     return part.assign(cluster=cluster), pd.DataFrame(dict(ad_id=part.ad_id, x=xy[:, 0], y=xy[:, 1], method='pca'))
 
 
-def make_competence(rng, clusters):
-    "One row a teacher; the last is clearly bad, the one before too close to call."
+def make_reasons(verdict, cluster, mark=''):
+    "Why, in words; the most telling first."
+    first = {'kept': 'lift is surely above T', 'dropped': 'lift is surely below T', 'too close to call': 'the interval holds T'}[verdict]
+    return [first + mark, f'{10 + cluster} ads', 'half of its verdicts look wrong to cleanlab' if cluster % 2 else 'few of its verdicts look wrong to cleanlab']
+
+
+def make_competence(rng, clusters, older=False, mark=''):
+    "One row a teacher; the last is clearly bad, the one before too close to call. `older`: as before evidence was pooled."
+    table = make_measured(rng, clusters)
+    if older: return table
+    k, shrunken = len(table), .3 + .7*(table.lift - .3)
+    below, share = np.r_[np.linspace(0, .04, k-2), .5, .99], np.linspace(.6, 1.6, k)
+    return table.assign(shrunken=shrunken, shrunken_low=shrunken-.08, shrunken_high=shrunken+.08, below=below, kept_share=1-below**2, support=share, support_low=.5*share, support_high=2*share, unsupported=np.linspace(.01, 0, k),
+                        suspects=np.linspace(.05, .7, k), duplicates=np.linspace(0, .3, k), busiest=clusters.get('top_advertiser_share', pd.Series(.5, clusters.index)).values, agreement=np.linspace(.9, .2, k),
+                        reasons=[make_reasons(v, c, mark) for v,c in zip(table.verdict, table.cluster)])
+
+
+def make_measured(rng, clusters):
+    "What is measured of each teacher alone."
     k = len(clusters)
     lift = np.r_[np.linspace(.85, .35, k-2), .08, -.2]
     low, high = lift-.12, lift+.12
@@ -129,10 +147,53 @@ def make_competence(rng, clusters):
                              why=[f'lift {v:.2f}; by the rule "upper"' for v in lift], by='rule'))
 
 
-def make_results(rng):
+def make_sensitivity(table):
+    "Who would be kept at other levels and thresholds."
+    return pd.DataFrame([dict(level=level, T=T, cluster=c, kept=high + .2*level >= T) for level in (.01, .02, .05) for T in (0., .1, .2, .4) for c,high in zip(table.cluster, table.lift_high)])
+
+
+def make_worklist(rng, ads, k, n=12, mark=''):
+    "Audited ads that are worth a second look."
+    audited = ads[ads.split.isin(['teacher_val', 'teacher_test'])]
+    some = audited.iloc[np.sort(rng.permutation(len(audited))[:n])]
+    return pd.DataFrame(dict(rank=range(1, n+1), ad_id=some.ad_id.values, split=some.split.values, label=some.label.astype(int).values, clusters=[[k-2] if i % 3 else [k-2, 0] for i in range(n)],
+                             gain=np.linspace(.9, .1, n), why=[f'acceptable, flagged by an unclear teacher{mark}' if l else f'defective, routed to an unclear cluster{mark}' for l in some.label]))
+
+
+def make_lessons(part, table):
+    "What the student learns from: members of kept clusters."
+    kept = part[part.cluster.isin(table.cluster[table.kept])]
+    return pd.DataFrame(dict(ad_id=kept.ad_id.values, cluster=kept.cluster.values, teacher=kept.cluster.values, verdict=pd.array([0]*len(kept), 'Int8'), weight=1.)).sort_values('ad_id', ignore_index=True)
+
+
+def make_suspects(rng, ads):
+    "What the out-of-fold classifier says of the training ads."
+    train = ads[(ads.split == 'train') & ads.label.notna()]
+    p = np.where(train.label == 0, rng.beta(4, 2, len(train)), rng.beta(2, 6, len(train)))
+    return pd.DataFrame(dict(ad_id=train.ad_id.values, label=train.label.astype(int).values, p_defective=p, suspect=np.where(train.label == 0, p < .5, p > .6)))
+
+
+def make_sweep(table):
+    "The student against T, on student_val and test."
+    rows = []
+    for i, T in enumerate((0., .1, .4)):
+        kept = [int(c) for c in table.cluster[table.lift_high >= T]]
+        for split in ('student_val', 'test'):
+            for metric, base in (('npv@1%', .3), ('npv@5%', .6)):
+                v = base + .02*i + (.01 if split == 'test' else 0)
+                rows.append(dict(T=T, clusters=len(kept), kept=kept, share=len(kept)/len(table), split=split, metric=metric, value=v, low=v-.1, high=v+.1, gain=.02*i, gain_low=.02*i-.05, gain_high=.02*i+.05, seeds=2))
+    return pd.DataFrame(rows)
+
+
+def make_filter(mark=''):
+    "The filtered student against the unfiltered one: better at 5 %, not at 1 %."
+    return pd.DataFrame([dict(split='student_val', metric=m, filtered='ft_sd'+mark, unfiltered='at_sd', gain=g, low=g-.05, high=g+.05, better=g > .05) for m,g in (('npv@1%', -.03), ('npv@5%', .08), ('auc', .01))])
+
+
+def make_results(rng, older=False):
     "results and claims; gains differ from zero only for ft_sd."
-    rows, gains = [], dict(deit_1=.01, at_sd=-.02, ft_sd=.12, ft_sd_cc=.03, ft_sd_ul=.1)
-    for m in METHODS:
+    rows, gains = [], dict(deit_1=.01, at_sd=-.02, ft_sd=.12, ft_sd_cc=.03, ft_sd_ul=.1, vit_cleanlab=-.04, ft_sd_weighted=.07)
+    for m in METHODS + (() if older else CLEANED):
         for metric in ('npv@1%', 'npv@5%', 'npv@10%', 'auc'):
             g = gains.get(m)
             rows.append(dict(method=m, metric=metric, value=.5+(g or 0), low=.44+(g or 0), high=.57+(g or 0), gain=g, gain_low=None if g is None else g-.05, gain_high=None if g is None else g+.05,
@@ -167,21 +228,23 @@ def finish(run, stage, metrics=None, seconds=1.5, **spec):
                     versions=dict(python='3.11'), started='2024-01-01T00:00:00', seconds=seconds), out/'manifest.json')
 
 
-def evaluation(run, rng, ads, truth):
+def evaluation(run, rng, ads, truth, older=False, mark=''):
     "41_evaluate."
-    results, claims = make_results(rng)
+    results, claims = make_results(rng, older)
     write_table(make_scores(rng, ads), run/'41_evaluate/scores.parquet')
     write_table(results, run/'41_evaluate/results.parquet')
     write_table(claims, run/'41_evaluate/claims.parquet')
     write_table(pd.DataFrame([dict(method=m, seed=s, level=l, threshold=.4, student_val_fpr=l, test_fpr=l*1.3, test_npv=.6, low=.5, high=.7) for m in METHODS for s in range(3) for l in (.01, .05, .1)]),
                 run/'41_evaluate/operating.parquet')
     if truth: write_table(pd.DataFrame([dict(method=m, sub_defect=k, n=10+i, level=l, recall=1-l, low=.7, high=1.) for m in METHODS for i,k in enumerate(KINDS) for l in (.01, .05, .1)]), run/'41_evaluate/recall.parquet')
-    finish(run, '41_evaluate', dict(prevalence=.286, test_defects=80), config=dict(coverage=.9, baseline='vit'))
+    if not older: write_table(make_filter(mark), run/'41_evaluate/filter.parquet')
+    finish(run, '41_evaluate', dict(prevalence=.286, test_defects=80, **({} if older else dict(warning='the filtered student is not better at npv@1%'+mark))), config=dict(coverage=.9, baseline='vit'))
 
 
-def make_fake_run(path, k=6, px=32, seed=0, truth=True, until='41_evaluate', hostile=False, defective=None, pictures=None, older=False):
+def make_fake_run(path, k=6, px=32, seed=0, truth=True, until='41_evaluate', hostile=False, defective=None, pictures=None, older=False, failed=0):
     """Fill the folder `path` with what a run holds after the stage `until`; `hostile` puts markup into everything that comes from data.
-    `defective` training ads in uneven clusters instead of a handful; `pictures` textures shared by all ads instead of one drawing an ad; `older`: curated before there were pairs and power."""
+    `defective` training ads in uneven clusters instead of a handful; `pictures` textures shared by all ads instead of one drawing an ad; `older`: before there were pairs and power, and before evidence on teachers was pooled.
+    `failed`: so many teachers, from the third on, could not be trained."""
     run, rng = open_run(Path(path), create=True), np.random.default_rng(seed)
     ads = make_ads(rng, truth, defective)
     part, clusters, points = make_clusters(rng, ads, k)
@@ -194,7 +257,7 @@ def make_fake_run(path, k=6, px=32, seed=0, truth=True, until='41_evaluate', hos
         ads['advertiser'] = [HOSTILE + ' '*(i % 3) for i in range(len(ads))]
         clusters['name'] = HOSTILE
         if truth: ads.loc[ads.sub_defect != '', 'sub_defect'] = clusters['top_sub_defect'] = HOSTILE
-    mark = HOSTILE if hostile else ''
+    mark, lost = HOSTILE if hostile else '', list(range(2, 2+failed))
     write_json(dict(data='ads.csv'+mark, unlabelled='', preset='tiny', parameters={}), run/'run.json')
 
     def curate():
@@ -209,15 +272,29 @@ def make_fake_run(path, k=6, px=32, seed=0, truth=True, until='41_evaluate', hos
         write_table(pd.DataFrame(dict(round=range(5), loss=1., marginal_error=1e-7, agreement=[None, .6, .8, .9, .95], confidence=.7, moved=.1, passes=4)), run/'31_selflabel/history.parquet')
     def describe():
         for name, t in (('partition', part), ('clusters', clusters), ('map', points)): write_table(t, run/f'32_clusters/{name}.parquet')
+        if not older: write_table(make_suspects(np.random.default_rng(seed), ads), run/'32_clusters/suspects.parquet')
     def teach():
         write_table(ads[['ad_id', 'split', 'label']].assign(row=np.arange(len(ads))), run/'33_specialists/rows.parquet')
-        write_table(pd.DataFrame(dict(position=range(k), cluster=range(k))), run/'33_specialists/clusters.parquet')
-        sure = np.where(ads.label.fillna(0).to_numpy(int) == 1, 1.5, -1.5)[:, None, None].astype('float32')
-        write_tensors(dict(margins=(sure + np.random.default_rng(seed).standard_normal((len(ads), 2, k), 'float32')).astype('float16')), run/'33_specialists/margins.safetensors')
+        error = {} if older else dict(error=['MemoryError: out of memory'+mark if c in lost else '' for c in range(k)])
+        write_table(pd.DataFrame(dict(position=range(k), cluster=range(k)) | error), run/'33_specialists/clusters.parquet')
+        sure, own = np.where(ads.label.fillna(0).to_numpy(int) == 1, 1.5, -1.5)[:, None, None].astype('float32'), np.random.default_rng(seed)
+        margins = (sure + own.standard_normal((len(ads), 2, k), 'float32')).astype('float16')
+        margins[:, :, lost] = np.nan
+        write_tensors(dict(margins=margins), run/'33_specialists/margins.safetensors')
         for c in [*range(k), 'whole_task']: write_table(losses(rng), run/'33_specialists/teachers'/(c if c == 'whole_task' else f'{c:03d}')/'history.parquet')
+        if older: return {}
+        audited, routed = (np.flatnonzero((ads.split.isin(some) | (ads.split == also) & (ads.label == 0)).to_numpy(bool)) for some, also in ((['teacher_val', 'teacher_test'], '-'), (['teacher_val', 'student_val', 'teacher_test'], 'train')))
+        write_tensors(dict(rows=audited, margins=np.stack([margins[audited, 0]]*3)), run/'33_specialists/epochs.safetensors')
+        write_tensors(dict(rows=routed, probability=own.dirichlet(np.full(k, .2), len(routed)).astype('float32')), run/'33_specialists/routing.safetensors')
+        return dict(teachers=k-failed, wanted=k, unfinished=failed)
     def select():
-        write_table(make_competence(rng, clusters), run/'34_select/competence.parquet')
-        return dict(T=.1, prevalence=.25, kept=k-1, by='rule', warning=mark)
+        table = make_competence(rng, clusters, older, mark)
+        table.loc[table.cluster.isin(lost), [c for c in table if table[c].dtype == float and c not in ('confidence', 'suspects', 'duplicates', 'busiest')]] = np.nan
+        table.loc[table.cluster.isin(lost), ['kept', 'verdict', 'why']] = [False, 'dropped', 'there is no teacher for it']
+        write_table(table, run/'34_select/competence.parquet')
+        if not older:
+            for name, t in (('sensitivity', make_sensitivity(table)), ('worklist', make_worklist(np.random.default_rng(seed), ads, k, mark=mark)), ('lessons', make_lessons(part, table))): write_table(t, run/f'34_select/{name}.parquet')
+        return dict(T=.1, prevalence=.25, kept=int(table.kept.sum()), by='rule', warning=mark) | ({} if older else dict(level=.02, expected_false_keeps=.6, expected_false_drops=.1))
     def order(): write_json(dict(method='cc', order=list(range(k-1)), scores={str(c): .5 for c in range(k-1)}, by='rule', acceptable='shared', seed=0), run/'35_curriculum/curriculum.json')
     def route():
         pool = ads[ads.pool]
@@ -226,12 +303,15 @@ def make_fake_run(path, k=6, px=32, seed=0, truth=True, until='41_evaluate', hos
         for m in METHODS:
             for s in range(3): write_table(losses(rng, cosine=.2), run/'37_distill'/m/str(s)/'history.parquet')
         write_json(dict(method='ft_sd', seed=1, by='rule'), run/'37_distill/student.json')
+    def sweep(): write_table(make_sweep(read_table(run/'34_select/competence.parquet')), run/'39_sweep/sweep.parquet')
 
     stages = {'13_curate': curate, '25_features': lambda: None, '31_selflabel': selflabel, '32_clusters': describe, '33_specialists': teach, '34_select': select, '35_curriculum': order,
-              '36_unlabelled': route, '37_distill': distill, '41_evaluate': lambda: evaluation(run, rng, ads, truth)}
+              '36_unlabelled': route, '37_distill': distill, '39_sweep': sweep, '41_evaluate': lambda: evaluation(run, rng, ads, truth, older, mark)}
+    config = {'34_select': dict(seed=0, T=.1, scale='lift'), '39_sweep': dict(seeds=(0, 1), T=(0., .1, .4))}
     for name, work in stages.items():
+        if older and name == '39_sweep': continue
         (run/name).mkdir(parents=True, exist_ok=True)
         metrics = work()
-        if name != '41_evaluate': finish(run, name, metrics, config=dict(seed=0, T=.1, scale='lift') if name == '34_select' else dict(seed=0))
+        if name != '41_evaluate': finish(run, name, metrics, config=config.get(name, dict(seed=0)))
         if name == until: break
     return run

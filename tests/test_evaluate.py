@@ -3,10 +3,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from stages import again, copy_of
-from subtask_kit.artifacts import open_run, read_table
+from subtask_kit.artifacts import open_run, read_json, read_table, write_json
 from subtask_kit.core import DEFECTIVE, UserError
-from subtask_kit.evaluate import CLAIMS, Evaluate, claims, difference, measure, operating_table, recall_table, results, verdict, wide
-from subtask_kit.metrics import auc, npv_at, operating_point, paired_gain
+from subtask_kit.evaluate import CLAIMS, Evaluate, claims, difference, filter_table, filter_warning, measure, operating_table, recall_table, results, verdict, wide
+from subtask_kit.metrics import auc, bootstrap_npv, interval, mean_over_seeds, npv_at, operating_point, paired_gain
 from subtask_kit.distill import ROWS
 
 CFG = Evaluate(draws=200)
@@ -96,6 +96,60 @@ def test_claims_name_rows_that_exist():
 
 def test_verdicts():
     assert [verdict(*v) for v in ((.1, .2), (-.2, -.1), (-.1, .1), (0., .1), (-.1, 0.))] == ['holds', 'does not', 'cannot tell', 'cannot tell', 'cannot tell']
+
+
+# First, do no harm
+
+def pair(better, worse, seed=3):
+    "Measured on student_val: the filtered student's strength, and the unfiltered one's."
+    s = pd.concat([table_of('ft_sd', better, split='student_val', seed=seed), table_of('at_sd', worse, split='student_val', seed=seed)])
+    return wide(s, LABELS, 'student_val')[0]
+
+
+def test_the_filter_against_a_hand_computation():
+    matrices = pair(2., 1.5)
+    table = filter_table(measure(matrices, LABELS.values, CFG), CFG)
+    assert table.columns.tolist() == ['split', 'metric', 'filtered', 'unfiltered', 'gain', 'low', 'high', 'better'] and (table.split == 'student_val').all()
+    assert table.metric.tolist() == ['npv@1%', 'npv@5%', 'npv@10%', 'auc'] and set(table.filtered) == {'ft_sd'} and set(table.unfiltered) == {'at_sd'}
+    for r, level in zip(table.itertuples(), CFG.levels):
+        draws = {m: mean_over_seeds(bootstrap_npv(v, LABELS.values, level, draws=CFG.draws, seed=CFG.seed), CFG.seed) for m, v in matrices.items()}
+        low, high = interval(draws['ft_sd'] - draws['at_sd'], CFG.coverage)
+        assert r.gain == pytest.approx(np.mean(npv_at(matrices['ft_sd'], LABELS.values, level)) - np.mean(npv_at(matrices['at_sd'], LABELS.values, level)))
+        assert (r.low, r.high) == (pytest.approx(low), pytest.approx(high)) and r.better == (low > 0)
+
+
+@pytest.mark.parametrize('better, worse, says', [(4., .5, ''), (.5, 4., 'is worse'), (2., 2., 'is not better')])
+def test_the_warning_follows_the_interval(better, worse, says):
+    table = filter_table(measure(pair(better, worse), LABELS.values, CFG), CFG)
+    words = filter_warning(table)
+    assert (words == '') == (says == '') and says in words
+    if words: assert all(w in words for w in ('student_val', 'ft_sd', 'at_sd', '-p select_rule none', '-p select_dropped weighted', 'npv@5%')) and 'auc' not in words
+    assert filter_warning(table, dropped=False) == '', 'nothing was filtered'
+
+
+def test_worse_at_one_level_is_warned_of_though_better_at_another():
+    table = pd.DataFrame(dict(metric=['npv@1%', 'npv@5%', 'auc'], gain=[.1, -.1, .1], low=[.05, -.2, .05], high=[.2, -.05, .2], better=[True, False, True]))
+    assert 'is worse' in filter_warning(table) and filter_warning(table.assign(high=[.2, .1, .2])) == ''
+
+
+def test_without_both_students_the_filter_is_not_judged(measured):
+    table = filter_table({metric: {'ft_sd': of['ft_sd']} for metric, of in measured.items()}, CFG)
+    assert len(table) == 0 and table.better.dtype == bool and 'at_sd' in (words := filter_warning(table)) and '-p distill_rows' in words
+
+
+def test_a_run_says_whether_its_filter_helps(micro_run, tmp_path):
+    run = copy_of(micro_run, tmp_path/'run')
+    assert read_json(run/'41_evaluate/metrics.json')['warning'] == '' and len(read_table(run/'41_evaluate/filter.parquet')) == 0, 'nothing was dropped, and at_sd not trained'
+    write_json(dict(kept=[0, 1]), run/'human/choice.json')
+    again(run)
+    assert 'not measured' in read_json(run/'41_evaluate/metrics.json')['warning']
+    again(run, distill_rows='vit,at_sd,ft_sd')
+    table, scores = read_table(run/'41_evaluate/filter.parquet'), read_table(run/'41_evaluate/scores.parquet')
+    ads = read_table(run/'13_curate/ads.parquet').set_index('ad_id').label
+    val = {m: t.sort_values('ad_id') for m, t in scores[scores.split == 'student_val'].groupby('method')}
+    npv = {m: npv_at(t.p_acceptable.values, ads[t.ad_id].to_numpy(int), .05) for m, t in val.items()}
+    assert table.set_index('metric').gain['npv@5%'] == pytest.approx(npv['ft_sd'] - npv['at_sd'])
+    assert read_json(run/'41_evaluate/metrics.json')['warning'] == filter_warning(table)
 
 
 def test_recall_of_kinds_adds_up_to_the_level(scores):

@@ -93,11 +93,10 @@ def test_a_killed_worker(home):
     process = start(home, 'worker', 2)
     decode_some(home, process, 70)
     os.kill(int(log(home)[-1]), signal.SIGKILL)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 1 and "UserError: the worker process of the job 'decode_chunk" in said.splitlines()[-1] and 'was ended by SIGKILL; the same command goes on' in said
-    assert 70 <= len(log(home)) < PICTURES
-    assert start(home, 'worker', 2).wait() == 0
-    assert cached(home, 'worker') == cached(home, 'whole') and len(log(home)) <= PICTURES + CHUNK
+    assert process.communicate(timeout=300)[1] == '' and process.returncode == 0, 'another worker takes its chunk'
+    assert cached(home, 'worker') == cached(home, 'whole') and PICTURES <= len(log(home)) <= PICTURES + CHUNK
+    assert not (home/'worker/jobs').exists()
+
 
 
 DIE = dict(array="kit.np.memmap.flush = lambda array: os.kill(os.getpid(), 9)", table="kit.write_json = lambda *a: os.kill(os.getpid(), 9)",

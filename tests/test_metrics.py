@@ -3,12 +3,12 @@ import time
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest, ks_2samp, norm
 from sklearn.metrics import precision_recall_curve
 
 from subtask_kit.core import UserError
-from subtask_kit.metrics import (_flagged, _npv, at_prevalence, auc, bootstrap_npv, counts_at, gain_draws, interval, lift, npv_at, npv_floor, operating_point,
-                                 paired_gain, recall_at, wfpr, wilson)
+from subtask_kit.metrics import (_npv, _prepared, _thresholds, _weight_blocks, at_prevalence, auc, bootstrap_npv, counts_at, gain_draws, interval, lift, npv_at, npv_floor,
+                                 operating_point, paired_gain, plausible_npv, recall_at, wfpr, wilson)
 
 
 def world(seed, ties=True, n=60):
@@ -133,7 +133,7 @@ def test_bootstrap_weights_equal_explicit_resampling(rate_of):
         d, a = scores[labels == 0], scores[labels == 1]
         pick_d, pick_a = rng.integers(0, len(d), (5, len(d))), rng.integers(0, len(a), (5, len(a)))
         w_d, w_a = (np.stack([np.bincount(p, minlength=len(x)) for p in pick]).astype(np.int32) for pick, x in ((pick_d, d), (pick_a, a)))
-        drawn = _npv(_flagged(d, a, rate_of), w_d, w_a, .1, rate_of)
+        drawn = _npv([_prepared(d, a, rate_of)], w_d, w_a, .1, rate_of)[:, 0]
         for i in range(5):
             again = np.r_[d[pick_d[i]], a[pick_a[i]]], np.r_[np.zeros(len(d), int), np.ones(len(a), int)]
             assert drawn[i] == pytest.approx(npv_at(*again, .1, rate_of))
@@ -245,3 +245,134 @@ def test_small_floats_keep_their_order():
     rng = np.random.default_rng(10)
     scores, labels = rng.normal(size=300).astype('float16'), rng.integers(0, 2, 300)
     assert npv_at(scores, labels, .1) == npv_at(scores.astype(float), labels, .1)
+
+
+def slow_bootstrap(scores, labels, level, rate_of, draws, seed):
+    "Repeat every ad as often as it was drawn, and measure."
+    d, a = scores[labels == 0], scores[labels == 1]
+    out = []
+    for w_d, w_a in _weight_blocks(len(d), len(a), draws, seed):
+        for i, j in zip(w_d, w_a): out.append(npv_at(np.r_[np.repeat(d, i), np.repeat(a, j)], np.repeat([0, 1], [len(d), len(a)]), level, rate_of))
+    return np.array(out)
+
+
+@pytest.mark.parametrize('rate_of', ['defective', 'acceptable'])
+def test_bootstrap_is_the_plain_one(rate_of):
+    for seed in range(40): # few distinct scores, one ad of a class, levels that allow none or nearly all
+        scores, labels = world(seed, ties=seed % 3 > 0, n=[4, 60, 300][seed % 3])
+        for level in (0, .02, .3, .95): assert np.array_equal(bootstrap_npv(scores, labels, level, rate_of, draws=8, seed=seed), slow_bootstrap(scores, labels, level, rate_of, 8, seed))
+
+
+def population(n, m, npv, level, rate_of, sets, rng):
+    "Normal scores whose true NPV at exactly the level is known."
+    if rate_of == 'defective': passing, flagged = level, n*(1-level)/m*(1-npv)/npv
+    else: passing, flagged = 1 - level*m/n*npv/(1-npv), level
+    return np.concatenate([rng.normal(size=(n, sets)), rng.normal(size=(m, sets)) + norm.ppf(1-passing) - norm.ppf(flagged)]), np.repeat([0, 1], [n, m])
+
+
+def misses(draws, truth, coverage=.95):
+    "How many intervals lie above the truth, and how many below it."
+    low, high = interval(draws, coverage)
+    return int((low > truth).sum()), int((high < truth).sum())
+
+
+@pytest.mark.parametrize('n, m, npv, level, rate_of', [(160, 960, .17, .01, 'defective'), (160, 960, .4, .01, 'defective'), (776, 4656, .4, .01, 'defective'), (160, 960, .8, .02, 'acceptable'),
+                                                       (160, 960, .4, .02, 'acceptable')])
+def test_plausible_intervals_hold_the_truth(n, m, npv, level, rate_of):
+    """An interval that misses 2.5 % of the time on each side misses more than 18 of 300 on one with a probability of 3e-4; over the five worlds and two sides the false alarm rate is .003.
+    The percentile bootstrap misses 15 % on one side at 160 defects, and is caught nearly always."""
+    rng = np.random.default_rng(11)
+    draws, bound = [], binom.isf(3e-4, 300, .025)
+    for seed in range(6): # each with its own thresholds
+        scores, labels = population(n, m, npv, level, rate_of, 50, rng)
+        draws.append(plausible_npv(scores, labels, level, rate_of, draws=600, seed=seed))
+    above, below = misses(np.hstack(draws), npv)
+    assert above <= bound and below <= bound
+    low, high = interval(np.hstack(draws), .95)
+    assert (high-low).mean() < {.17: .08, .4: .4, .8: .2}[npv] # nor is it safe by being empty of meaning
+
+
+def test_the_bound_of_the_coverage_test_catches_the_percentile_bootstrap():
+    scores, labels = population(160, 960, .4, .01, 'defective', 300, np.random.default_rng(11))
+    assert misses(bootstrap_npv(scores, labels, .01, draws=200), .4)[0] > binom.isf(3e-4, 300, .025)
+    with pytest.MonkeyPatch.context() as patch: # and so are thresholds that never lie past the last defect
+        patch.setattr('subtask_kit.metrics._past', lambda counts, m, share, rng: np.full(len(share), float(counts[-1])))
+        assert misses(plausible_npv(scores, labels, .01, draws=200), .4)[0] > binom.isf(3e-4, 300, .025)
+
+
+def test_thresholds_are_drawn_as_order_statistics_say():
+    "Against uniform held ads: how many lie before the threshold, and the shares beyond its two neighbours, as a simulation has them."
+    rng = np.random.default_rng(12)
+    for n, level in ((20, .1), (160, .01), (5, .5)):
+        x = np.sort(1-rng.random((20_000, n)), axis=1)[:, ::-1] # shares beyond each ad, falling
+        near = (x > level).sum(1)
+        last = np.where(near > 0, np.take_along_axis(x, np.maximum(near-1, 0)[:, None], 1)[:, 0], 1)
+        following = np.where(near < n, np.take_along_axis(x, np.minimum(near, n-1)[:, None], 1)[:, 0], np.nan)
+        drawn_near, between, share = _thresholds(n, level, 20_000, 0)
+        assert ks_2samp(near, drawn_near).pvalue > 1e-3 and ks_2samp(last/level, share).pvalue > 1e-3
+        inside = near < n
+        assert ks_2samp(((last-level)/(last-following))[inside], between[drawn_near < n]).pvalue > 1e-3
+        assert ((0 <= between) & (between <= 1)).all() and (share >= 1).all()
+
+
+@pytest.mark.parametrize('rate_of', ['defective', 'acceptable'])
+def test_plausible_draws_follow_order_columns_and_seeds(rate_of):
+    rng = np.random.default_rng(13)
+    for labels, scores in ((np.repeat([0, 1], [50, 300]), rng.normal(size=(350, 3))), (rng.permutation(np.repeat([0, 1], [30, 30])), rng.integers(0, 6, (60, 3)).astype(float))):
+        draws = plausible_npv(scores, labels, .05, rate_of, draws=150)
+        assert draws.shape == (150, 3) and ((0 <= draws) & (draws <= 1)).all()
+        for j in range(3): assert np.array_equal(draws[:, j], plausible_npv(scores[:, j], labels, .05, rate_of, draws=150))
+        shuffled = rng.permutation(len(labels))
+        assert np.array_equal(draws, plausible_npv(scores[shuffled], labels[shuffled], .05, rate_of, draws=150))
+        for same in (np.exp(scores), 3*scores-7, scores**3, scores.astype('float32')): assert np.array_equal(draws, plausible_npv(same, labels, .05, rate_of, draws=150))
+        assert not np.array_equal(draws, plausible_npv(scores, labels, .05, rate_of, draws=150, seed=1))
+        assert np.array_equal(draws, plausible_npv(scores.tolist(), labels.tolist(), .05, rate_of, draws=150))
+
+
+def test_plausible_limits():
+    def bounds(d, a, level, rate_of='defective', coverage=.95):
+        return interval(plausible_npv(np.r_[d, a], np.repeat([0, 1], [len(d), len(a)]), level, rate_of), coverage)
+    few, many = np.arange(160), 1000+np.arange(960)
+    for rate_of, best in (('defective', 1), ('acceptable', 1/(1 + 6*.05))): # no defect out of place; one acceptable ad in twenty is flagged all the same
+        low, high = bounds(few, many, .05, rate_of)
+        assert best - .03 < low < best - .002 and best - .001 < high <= best
+        for n, m in ((1, 1), (1, 50), (50, 1), (2, 3)):
+            for level in (0, .01, .3, .99): # one ad of a class; levels that allow nothing or everything
+                for scores in (np.zeros(n+m), np.arange(n+m), -np.arange(n+m)):
+                    low, high = bounds(scores[:n], scores[n:], level, rate_of)
+                    assert 0 <= low <= high <= 1
+    low, high = bounds(few, many, .0001) # 160 defects cannot say where the threshold of one in ten thousand lies
+    assert low == pytest.approx(npv_floor(1/7, .0001), abs=.01) and high > .9
+    hitless, wide = bounds(500+np.arange(30), np.arange(180), .02, 'acceptable')
+    assert hitless < .01 and wide > .2 # three acceptable ads flagged and no defect: nothing is certain
+    assert bounds(5000+np.arange(3000), np.arange(18000), .02, 'acceptable')[1] < .05 # until there are defects enough
+    tied = bounds(np.zeros(160), np.zeros(960), .01)
+    assert tied == pytest.approx([1/7, 1/7], abs=.005) # flags everything, as `npv_at` does
+    low, high = bounds(np.zeros(160), np.zeros(960), .02, 'acceptable')
+    assert low < 1/7 < high and high-low > .5 # may flag nothing: not measured
+    assert np.array_equal(bounds(few, many, 0), bounds(few, many, .5/160))
+
+
+def test_plausible_draws_settle_on_the_truth():
+    rng = np.random.default_rng(14)
+    for rate_of, npv, level in (('defective', .4, .01), ('acceptable', .8, .02)):
+        scores, labels = population(20_000, 120_000, npv, level, rate_of, 1, rng)
+        draws = plausible_npv(scores[:, 0], labels, level, rate_of)
+        assert np.abs(draws-npv).max() < .1 and draws.mean() == pytest.approx(npv_at(scores[:, 0], labels, level, rate_of), abs=.01)
+    ties = np.round(scores[:, 0], 1) # with ties it is the NPV of a threshold on the grid
+    assert plausible_npv(ties, labels, .02, 'acceptable').mean() == pytest.approx(npv_at(ties, labels, .02, 'acceptable'), abs=.03)
+
+
+def test_plausible_mistakes_are_named():
+    with pytest.raises(UserError, match='0 defective and 2 acceptable'): plausible_npv([.1, .2], [1, 1], .01)
+    with pytest.raises(UserError, match='not a number'): plausible_npv([.1, np.nan], [0, 1], .01)
+    with pytest.raises(UserError, match='not a share'): plausible_npv([.1, .2], [0, 1], 1)
+    with pytest.raises(UserError, match='not known'): plausible_npv([.1, .2], [0, 1], .01, 'harmless')
+
+
+def test_a_hundred_teachers_have_plausible_intervals_at_once():
+    rng = np.random.default_rng(15)
+    labels = np.repeat([0, 1], [160, 960])
+    scores, start = rng.normal(2*labels[:, None], 1, (1120, 100)), time.process_time()
+    plausible_npv(scores, labels, .01, draws=1000)
+    assert time.process_time()-start < 1 # about .03 s on an idle core

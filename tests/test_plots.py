@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
-from fake_run import HOSTILE, losses, make_ads, make_clusters, make_competence, make_results
+from fake_run import HOSTILE, losses, make_ads, make_clusters, make_competence, make_results, make_sensitivity, make_sweep
 
 from subtask_kit import plots
 from subtask_kit.curriculum import batches, composition
@@ -16,11 +16,12 @@ COMPETENCE = make_competence(np.random.default_rng(2), CLUSTERS)
 RESULTS, _ = make_results(np.random.default_rng(3))
 RECALL = pd.DataFrame([dict(method=m, sub_defect=k, n=n, level=.05, recall=n/100, low=.5, high=1.) for m in ('vit', 'ft_sd') for k,n in (('dice', 20), ('knife', 90))])
 HISTORY = pd.concat([losses(np.random.default_rng(i), panel=p, line=str(s)) for i,p in enumerate('abcde') for s in range(2)], ignore_index=True)
+SENSITIVITY = make_sensitivity(COMPETENCE)
 ROUNDS = pd.DataFrame(dict(round=range(4), agreement=[None, .5, .8, .9], confidence=.6, marginal_error=[0., 1e-7, 1e-3, 1e-9]))
 
 FIGURES = dict(map=lambda: plots.cluster_map(POINTS.merge(PART, on='ad_id'), {0: 'vases'}), teachers=lambda: plots.teacher_plot(COMPETENCE), results=lambda: plots.results_plot(RESULTS),
                recall=lambda: plots.recall_plot(RECALL), curves=lambda: plots.curves(HISTORY), rounds=lambda: plots.selflabel_plot(ROUNDS),
-               scores=lambda: plots.score_plot(np.linspace(0, 1, 40), np.arange(40) % 2, .4))
+               sensitivity=lambda: plots.sensitivity_plot(SENSITIVITY, .1, .02), sweep=lambda: plots.sweep_plot(make_sweep(COMPETENCE)), many=lambda: plots.teacher_plot(hundred()), scores=lambda: plots.score_plot(np.linspace(0, 1, 40), np.arange(40) % 2, .4))
 
 
 @pytest.mark.parametrize('name', FIGURES)
@@ -58,11 +59,12 @@ def test_show_stores_data_and_not_the_library(monkeypatch):
 
 def test_teacher_rows_are_in_order_and_bars_end_where_the_interval_ends():
     fig = FIGURES['teachers']()
-    t, *legend = fig.data
+    t, pooled, *legend = fig.data
     drawn = {y: (x, x-minus, x+plus, (colour, symbol)) for x,y,minus,plus,colour,symbol in zip(t.x, t.y, t.error_x.arrayminus, t.error_x.array, t.marker.color, t.marker.symbol)}
     assert len(drawn) == len(COMPETENCE)
     for r in COMPETENCE.itertuples(): assert drawn[str(r.cluster)] == (pytest.approx(r.lift), pytest.approx(r.lift_low), pytest.approx(r.lift_high), plots.VERDICTS[r.verdict])
-    assert {t.name: (t.marker.color, t.marker.symbol) for t in legend} == plots.VERDICTS
+    assert {t.name: (t.marker.color, t.marker.symbol) for t in legend[:-1]} == plots.VERDICTS and legend[-1].name == plots.SHRUNKEN
+    assert dict(zip(pooled.y, pooled.x)) == pytest.approx(dict(zip(COMPETENCE.cluster.astype(str), COMPETENCE.shrunken)))
     ordered = COMPETENCE.sort_values('lift').cluster.astype(str).tolist()
     assert list(fig.layout.yaxis.categoryarray) == ordered
     assert sorted(s.x0 for s in fig.layout.shapes) == [0, .1]
@@ -84,7 +86,7 @@ def test_gains_are_points_at_their_method_and_never_of_the_baseline():
     fig = FIGURES['results']()
     assert all(t.mode == 'markers' for t in fig.data) and len(fig.data) == 3
     ticks = dict(zip(fig.layout.yaxis.tickvals, fig.layout.yaxis.ticktext))
-    assert set(ticks.values()) == {'deit_1', 'at_sd', 'ft_sd', 'ft_sd_cc', 'ft_sd_ul'}
+    assert set(ticks.values()) == {'deit_1', 'at_sd', 'ft_sd', 'ft_sd_cc', 'ft_sd_ul', 'vit_cleanlab', 'ft_sd_weighted'}
     want = RESULTS.set_index(['method', 'metric']).gain
     for t, metric in zip(fig.data, ('npv@1%', 'npv@5%', 'npv@10%')):
         for x, y in zip(t.x, t.y): assert x == pytest.approx(want[ticks[round(y)], metric])
@@ -151,3 +153,42 @@ def test_a_feed_of_one_sub_task_or_of_a_hundred(strict):
         feed = composition(batches(list(range(k)), np.arange(200) % k, np.arange(200), np.arange(200, 500), 64, 0, 0, strict=strict), np.arange(200))
         page = plots.to_html(plots.feed_plot(feed, list(range(k))), 'x')
         assert '"showSendToCloud": false' in page and len(page) < 400_000
+
+
+def hundred(k=100):
+    return make_competence(np.random.default_rng(0), pd.DataFrame(dict(cluster=range(k), size=9, confidence=.5)))
+
+
+@pytest.mark.parametrize('k', [3, 30, 31, 60, 61, 100, 500])
+def test_every_teacher_is_drawn_once_however_many_there_are(k):
+    table = hundred(k)
+    fig = plots.teacher_plot(table)
+    panels, pooled = ([t for t in fig.data if t.name == name and t.text is not None] for name in (None, plots.SHRUNKEN))
+    assert fig.layout.height <= (840 if k <= 30 else 1110) and len(panels) == len(pooled) == plots.side_by_side(k)
+    assert [int(c) for t in panels for c in reversed(t.y)] == table.sort_values('lift', ascending=False).cluster.tolist(), 'the best come first'
+    assert all(tuple(a.y) == tuple(b.y) and tuple(a.text) == tuple(b.text) for a,b in zip(panels, pooled)) and len([s for s in fig.layout.shapes if s.x0 == .1]) == len(panels)
+    for t, axis in zip(panels, [a for a in fig.layout if a.startswith('yaxis')]): assert fig.layout[axis].range[1] - fig.layout[axis].range[0] == pytest.approx(max(4, -(-k//len(panels)))+.9) and len(t.y) <= fig.layout[axis].range[1]
+    assert 'below T with probability' in panels[0].text[0] and 'after' not in plots.teacher_plot(table.drop(columns='shrunken')).data[-1].name
+
+
+def test_cells_of_the_sensitivity_count_kept_clusters():
+    fig = FIGURES['sensitivity']()
+    heat = fig.data[0]
+    for i, level in enumerate(sorted(SENSITIVITY.level.unique())):
+        for k, T in enumerate(sorted(SENSITIVITY['T'].unique())):
+            t = SENSITIVITY[(SENSITIVITY.level == level) & (SENSITIVITY['T'] == T)]
+            assert heat.z[i][k] == t.kept.sum() and heat.customdata[i][k].startswith(f'{t.kept.sum()} of 9 kept<br>out: ' + ', '.join(map(str, t.cluster[~t.kept])))
+    frame, = fig.layout.shapes
+    assert (round((frame.x0+frame.x1)/2), round((frame.y0+frame.y1)/2)) == (1, 1) and not plots.sensitivity_plot(SENSITIVITY, .15, .02).layout.shapes and (heat.zmin, heat.zmax) == (0, 9)
+
+
+def test_the_sweep_draws_each_split_and_the_clusters_below():
+    table = make_sweep(COMPETENCE).sample(frac=1, random_state=0).assign(split=lambda t: t.split + HOSTILE)
+    fig = plots.sweep_plot(table)
+    lines = [t for t in fig.data if t.error_y.array is not None]
+    want = table.sort_values('T').groupby(['split', 'metric'])
+    assert len(lines) == 4 and {tuple(np.round(t.y, 6)) for t in lines} == {tuple(np.round(g.value, 6)) for _,g in want}
+    for t in lines: assert list(t.x) == sorted(t.x) and np.allclose(np.array(t.y) + t.error_y.array - (np.array(t.y) - t.error_y.arrayminus), .2) and 'against keeping all' in t.text[0]
+    kept = [t for t in fig.data if t.error_y.array is None]
+    assert all(list(t.y) == table.drop_duplicates('T').sort_values('T').clusters.tolist() for t in kept) and len(kept) == 2
+    assert '<script' not in json.dumps(fig.to_dict(), default=lambda v: np.asarray(v).tolist())

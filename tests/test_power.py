@@ -10,8 +10,8 @@ from scipy.stats import beta, betabinom, binom, ks_2samp, norm
 
 from subtask_kit.core import UserError, rng_for
 from subtask_kit.metrics import lift, npv_at, npv_floor
-from subtask_kit.power import (COLUMNS, TEACHER_COLUMNS, TRUTHS, best_npv, draw_lift, draw_npv, drop_share, needed_defects, power_table, power_warnings, power_words,
-                               separation, teacher_table, teacher_words, try_rule)
+from subtask_kit.power import (COLUMNS, TEACHER_COLUMNS, TRUTHS, best_lift, best_npv, draw_lift, draw_npv, drop_share, level_for, needed_defects, power_table, power_warnings,
+                               power_words, separation, teacher_table, teacher_words, try_rule)
 
 PAPER = dict(train=dict(defective=2500, acceptable=15000), teacher_test=dict(defective=160, acceptable=960), test=dict(defective=776, acceptable=4656))
 
@@ -177,23 +177,40 @@ def test_drop_share_is_the_rule():
     assert drop_share(lifts, .1) == pytest.approx(.1, abs=.002) # below -.8
 
 
+def test_the_best_lift_and_the_level_that_keeps_it():
+    for p in (.02, 1/7, .5):
+        for level in (.003, .02): assert best_lift(1/16, p, level) == pytest.approx(lift(best_npv(16, p, level), p)) and best_lift(1, p, level) == pytest.approx(lift(p/(p+(1-p)*level), p))
+        lifts = [best_lift(1/K, p, level_for(K, 10**6)) for K in (16, 32, 100, 1000)]
+        assert np.ptp(lifts) < .05*lifts[0] and best_lift(1/100, p, .02) < .4*lifts[0]
+    assert best_lift(1e-9, .2, .02) == pytest.approx(0, abs=1e-6) and best_lift(1/100, 1/7, .02) < .1 < best_lift(1/100, 1/7, level_for(100, 960))
+    assert [level_for(K, 960) for K in (1, 4, 16)] == [.02]*3 and level_for(500, 960) == 1/960 and level_for(500, 10) == .02 # one ad, as far as 2 % allow it
+
+
 def test_the_rule_that_is_tried_is_the_rule_of_selection():
     from subtask_kit.selection import Select, competence, judge
-    n, m, rng = 40, 160, rng_for('power', 'rule', 40, 160, .03, 0)
+    n, m, rng = 150, 600, rng_for('power', 'rule', 150, 600, .01, 0)
     scores = rng.normal(size=(n+m, 300))
-    scores[:n] -= 20*(rng.random((n, 300)) < .03)
-    cfg = Select(draws=100)
+    scores[:n] -= 20*(rng.random((n, 300)) < .01)
+    cfg = Select(level=.02, draws=1000)
     judged = judge(competence(scores, np.repeat([0, 1], [n, m]), cfg), cfg)
-    assert try_rule(.03, n, m, cfg.level, cfg.T) == pytest.approx((judged.verdict == 'dropped').mean()) and judged.kept.any() and not judged.kept.all()
+    assert try_rule(.01, n, m, cfg.level, cfg.T) == pytest.approx((judged.verdict == 'dropped').mean()) and judged.kept.any() and not judged.kept.all()
+
+
+def test_nobody_is_dropped_who_was_never_measured():
+    """Of perfect specialists with 15 or 30 defects the percentile bootstrap loses one in ten to one in three."""
+    for n in (15, 30):
+        for share in (1/16, 1/100): assert try_rule(share, n, 6*n, .02, .1) <= .02
+    assert try_rule(0, 15, 90, .02, .1) <= .02 # nor noise: nothing speaks against it
+    assert try_rule(0, 640, 3840, .02, .1) > .4 and try_rule(1/16, 640, 3840, .02, .1) == 0
 
 
 def test_both_ways_to_the_share_that_is_dropped_agree_where_one_takes_over():
-    for share in (0, 1/16, 1/100): assert try_rule(share, 200, 1200, .02, .1) == pytest.approx(drop_share(draw_lift(share, 200, 1200, .02), .1), abs=.25)
+    for share in (0, 1/16, 1/100): assert try_rule(share, 1000, 6000, .02, .1) == pytest.approx(drop_share(draw_lift(share, 1000, 6000, .02), .1), abs=.25)
     assert try_rule(0, 60, 200, .02, -1) == 0 and try_rule(0, 60, 200, .02, 1.01) == 1
 
 
 def test_teacher_table():
-    table = paper_teachers()
+    table = teacher_table(PAPER, level=.02)
     assert table.columns.tolist() == TEACHER_COLUMNS and table.clusters.tolist() == [4, 16, 100] and table.per_cluster.tolist() == [40, 10, 1.6]
     assert np.allclose(table.width, table.high-table.low) and np.allclose(table.noise_width, table.noise_high-table.noise_low)
     assert table[['noise_low', 'noise_high', 'noise_dropped', 'needed']].nunique().eq(1).all() # noise knows no cluster
@@ -207,11 +224,18 @@ def test_teacher_table():
     assert loose.noise_dropped[0] > table.noise_dropped[1] and loose.lost[0] > table.lost[1] and loose.needed[0] < table.needed[1]
 
 
-def test_teacher_words_say_where_T_lies_above_the_best():
+def test_the_level_of_the_table_follows_the_clusters():
     table = paper_teachers()
-    words = teacher_words(table)
-    assert [w.split(':')[0] for w in words] == ['K = 4', 'K = 16', 'K = 100']
-    assert ['below T' in w for w in words] == (table.lift < .1).tolist()
+    assert table.level.tolist() == [level_for(K, 960) for K in (4, 16, 100)] and (table.lift > .1).all()
+    fixed = teacher_table(PAPER, level=.02)
+    assert table[:2].equals(fixed[:2]) and table.apart[2] < fixed.apart[2] # a smaller flag tells the best of a hundred from noise sooner
+
+
+def test_teacher_words_say_where_T_lies_above_the_best():
+    for table in (paper_teachers(), teacher_table(PAPER, level=.02)):
+        words = teacher_words(table)
+        assert [w.split(':')[0] for w in words] == ['K = 4', 'K = 16', 'K = 100'] and all(f'{100*level:.2g} %' in w for level, w in zip(table.level, words))
+        assert ['below T' in w for w in words] == (table.lift < .1).tolist()
 
 
 def test_the_table_takes_less_than_a_second():

@@ -1,4 +1,6 @@
 "The report: one offline file that shows what there is and says what it cannot tell."
+import base64
+import io
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -11,6 +13,7 @@ import pytest
 from fake_run import HOSTILE, METHODS, finish, make_fake_run, make_features
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from looking import change
 from plotly.offline import get_plotlyjs
 
 from subtask_kit import cli, duplicates, stills
@@ -21,9 +24,8 @@ from subtask_kit.leakage import leakage_report, leakage_words
 from subtask_kit.power import power_words
 from subtask_kit.report import Report, page, report
 from subtask_kit.splits import split_ads
+from subtask_kit.selection import DROPPED
 from subtask_kit.view import outdated, read_run
-
-STAGES = ['13_curate', '25_features', '31_selflabel', '32_clusters', '33_specialists', '34_select', '35_curriculum', '36_unlabelled', '37_distill', '41_evaluate']
 
 
 class Page(HTMLParser):
@@ -57,7 +59,7 @@ def text(run): return built(run)
 def test_the_stage_writes_one_file_and_a_copy_and_skips_what_is_fresh(run):
     first = report(Report(), run)
     assert (run/'report.html').read_bytes() == (run/'62_report/report.html').read_bytes()
-    assert 4 < first['metrics']['megabytes'] < 8 and first['metrics']['sections'] == 14
+    assert 4 < first['metrics']['megabytes'] < 8 and first['metrics']['sections'] == 16
     (run/'report.html').unlink()
     stamp = (run/'62_report/report.html').stat().st_mtime_ns
     assert report(Report(), run) == first and (run/'report.html').exists() and (run/'62_report/report.html').stat().st_mtime_ns == stamp
@@ -70,20 +72,20 @@ def test_nothing_is_fetched_and_nothing_is_offered_for_upload(text):
         for key in ('src', 'href', 'action', 'srcset', 'data', 'poster'):
             assert attrs.get(key, '#').startswith(('#', 'data:')), (tag, attrs)
     assert "default-src 'none'" in text and '@import' not in text and 'url(' not in without_library(text)
-    assert without_library(text).count('"showSendToCloud": false') == without_library(text).count('Plotly.newPlot(') == 9
+    assert without_library(text).count('"showSendToCloud": false') == without_library(text).count('Plotly.newPlot(') == 11
 
 
 def test_ids_are_unique_and_every_entry_of_the_contents_leads_somewhere(text):
     p = Page(text)
     ids = p.ids()
     assert len(ids) == len(set(ids))
-    links = [a['href'][1:] for t,a in p.tags if t == 'a']
+    links = [a['href'][1:] for t,a in p.tags if t == 'a' and 'download' not in a]
     assert len(links) > 12 and set(links) <= set(ids)
 
 
 def test_sections_come_in_the_order_of_the_story(text):
     heads = [a['id'] for t,a in Page(text).tags if t == 'section']
-    assert heads == ['headline', 'data', 'duplicates', 'trust', 'clusters', 'teachers', 'curriculum', 'unlabelled', 'results', 'recall', 'training', 'operating', 'card', 'limits']
+    assert heads == ['headline', 'data', 'duplicates', 'trust', 'clusters', 'teachers', 'cleanings', 'worklist', 'curriculum', 'unlabelled', 'results', 'recall', 'training', 'operating', 'card', 'limits']
 
 
 @pytest.mark.parametrize('until, there, absent', [('13_curate', 'data', 'clusters'), ('32_clusters', 'clusters', 'teachers'), ('34_select', 'teachers', 'curriculum'), ('37_distill', 'unlabelled', 'results')])
@@ -111,7 +113,7 @@ def test_hostile_data_is_text(tmp_path):
     write_json({'T': .2, 'note': HOSTILE}, run/'human/choice.json')
     (run/'human/edits.jsonl').write_text('{"op": "rename", "cluster": 0, "name": "</script><script>alert(3)</script>"}\n')
     p, plain = Page(page(read_run(run) | dict(cfg=Report()), title=HOSTILE)), without_library(page(read_run(run) | dict(cfg=Report())))
-    assert len([t for t,_ in p.tags if t == 'script']) == 1 + 9 and plain.count('<script') == 1 + 9
+    assert len([t for t,_ in p.tags if t == 'script']) == 1 + 11 and plain.count('<script') == 1 + 11
     assert '<script>alert' not in plain and not any(k.startswith('on') for _,a in p.tags for k in a)
     assert all(a['src'].startswith('data:image/jpeg;base64,') for t,a in p.tags if t == 'img')
     alts = [a['alt'] for t,a in p.tags if t == 'img']
@@ -193,11 +195,11 @@ def test_a_person_is_named_where_a_person_decided(tmp_path):
     (run/'human').mkdir()
     (run/'human/edits.jsonl').write_text('{"op": "drop", "cluster": 1}\n{"op": "undo"}\n{"op": "drop", "cluster": 2}\n')
     p = Page(built(run)).text()
-    assert p.count('a person decided') == 1 and 'cluster 2 dropped' in p and '(line 3)' in p and '(line 1)' not in p
+    assert p.count('a person decided') == 2 and 'A person decided on 1 of 6 clusters (2), the rule on the others.' in p and 'cluster 2 dropped' in p and '(line 3)' in p and '(line 1)' not in p
 
 
 def test_what_speaks_against_a_cluster_is_on_its_card(tmp_path):
-    run = make_fake_run(tmp_path)
+    run = make_fake_run(tmp_path, older=True)
     plain = Page(built(run)).text()
     assert 'Look closely' not in plain and 'cleanlab' not in plain and 'carried over' not in plain, 'a run of an older version has none of it'
     d = read_run(run) | dict(cfg=Report())
@@ -497,7 +499,7 @@ def test_the_papermill_notebook_tells_a_runs_story(run, tmp_path):
     papermill.execute_notebook(str(source), str(tmp_path/'story.ipynb'), dict(run_path=str(run.path)), kernel_name='python3', progress_bar=False)
     data = [o.data for c in nbformat.read(tmp_path/'story.ipynb', 4).cells for o in c.get('outputs', []) if 'data' in o]
     figures = [d['application/vnd.plotly.v1+json'] for d in data if 'application/vnd.plotly.v1+json' in d]
-    assert any('image/jpeg' in d for d in data) and len(figures) == 4 and all(f['config']['showSendToCloud'] is False for f in figures)
+    assert any('image/jpeg' in d for d in data) and len(figures) == 6 and all(f['config']['showSendToCloud'] is False for f in figures)
     assert (tmp_path/'story.ipynb').stat().st_size < 500_000
 
 
@@ -505,3 +507,149 @@ def test_what_was_tried_to_begin_with_is_told():
     tried = pd.DataFrame(dict(strength=[0., .5], told=[.1, .3], told_sd=.01, halves=[.5, .6], halves_sd=.02, chosen=[False, True]))
     html = module.starts_table(dict(starts=tried))
     assert html.count('taken') == 1 + module.WORDS['starts'].count('taken') and '0.3' in html.replace('.30', '0.3') and module.starts_table({}) == ''
+
+
+# Which teachers to believe
+
+def said(html): return Page(html).text()
+
+
+def test_every_verdict_is_told_with_its_reasons_and_its_evidence(run, text):
+    t, p = read_table(run/'34_select/competence.parquet'), said(text)
+    rows = {int(re.match(r'\d+', Page(r).text())[0]): Page(r).text() for r in re.findall(r'<tr><td><a href="#cluster.*?</tr>', module.verdicts_part(read_run(run) | dict(cfg=Report())))}
+    assert set(rows) == set(t.cluster)
+    for r in t.to_dict('records'):
+        row = rows[r['cluster']]
+        assert r['verdict'] in row and all(reason in row for reason in r['reasons']) and f'{r["lift"]:.2f} {r["lift_low"]:.2f} to {r["lift_high"]:.2f}' in row
+        assert f'{r["shrunken"]:.2f} {r["shrunken_low"]:.2f} to {r["shrunken_high"]:.2f}' in row and f'{100*r["below"]:.0f} %' in row.replace('\N{NO-BREAK SPACE}', ' ')
+    assert 'All 6 teachers are there' in p and 'The rule decided on all 6 clusters' in p
+
+
+@pytest.mark.parametrize('k', [16, 100])
+def test_plain_verdicts_fold_away_and_doubtful_ones_come_first(tmp_path, k):
+    run = make_fake_run(tmp_path, k=k, defective=10*k)
+    shown, _, folded = module.verdicts_part(read_run(run)).partition('<details>')
+    assert said(shown).count('too close to call') == 1 and shown.count('<tr>') == 3 and f'The {k-2} clusters that are plainly kept' in folded and folded.count('<tr>') == k-1
+    assert shown.index('dropped') < shown.index('too close to call'), 'the least likely to deserve its place comes first'
+
+
+@pytest.mark.parametrize('failed', [1, 3])
+def test_missing_teachers_are_counted_and_their_errors_shown(tmp_path, failed):
+    run = make_fake_run(tmp_path, k=8, failed=failed, hostile=True)
+    html = built(run)
+    p = said(html)
+    assert f'{8-failed} of 8 teachers are there.' in p and p.count('MemoryError: out of memory'+HOSTILE) == failed and '<script>alert' not in without_library(html)
+    lost = module.missing_teachers(read_run(run))
+    assert lost.cluster.tolist() == list(range(2, 2+failed)) and not any(c in lost.cluster.tolist() for c in module.by_luck(read_run(run)['competence']).cluster)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=12))
+def test_luck_is_what_a_tenth_of_the_draws_would_change(rows):
+    t = pd.DataFrame(dict(cluster=range(len(rows)), kept_share=[s for s,_ in rows], by=['person' if p else 'rule' for _,p in rows]))
+    d = dict(competence=t, manifests={'34_select': dict(metrics=dict(expected_false_keeps=1.23, expected_false_drops=.04))})
+    want = {i for i,(s,p) in enumerate(rows) if .1 <= s <= .9 and not p}
+    assert set(module.by_luck(t).cluster) == want
+    first, second = module.luck_words(d)
+    assert '1.2 are expected not to deserve it' in first and '0.0 to have deserved' in first and ('No cluster is in or out by luck' in second) == (not want)
+    assert module.luck_words(dict(competence=t.drop(columns='kept_share'), manifests={})) == []
+
+
+def test_the_kept_set_at_other_thresholds_is_counted(run, text):
+    t, p = read_table(run/'34_select/sensitivity.parquet'), said(text)
+    often = t.groupby('cluster').kept.agg(['all', 'any'])
+    assert f'{often["all"].sum()} clusters are kept everywhere in this table, {(~often["any"]).sum()} nowhere; {(often["any"] & ~often["all"]).sum()} come and go' in p
+
+
+# First, do no harm
+
+@pytest.mark.parametrize('how', DROPPED)
+def test_what_became_of_the_ads_of_dropped_clusters_is_said(run, how):
+    d = read_run(run)
+    d['manifests']['34_select']['spec']['config'] |= dict(dropped=how, weight=.35)
+    gone = d['competence'][~d['competence'].kept]
+    words = module.dropped_words(d)
+    assert how in module.DROPPED and f'The {gone["size"].sum()} training ads of the dropped cluster ' in words and ('.35' in words) == (how == 'weighted') and ('0 of them teach' in words) == (how != 'left_out')
+    d['lessons'] = pd.concat([d['lessons'], d['lessons'].head(3).assign(cluster=gone.cluster.iloc[0])])
+    assert '3 of them teach' in module.dropped_words(d) or how == 'left_out'
+    d['competence']['kept'] = True
+    assert module.dropped_words(d) == 'No cluster was dropped.'
+
+
+@pytest.mark.parametrize('hostile', [False, True])
+def test_a_filter_that_does_not_help_is_warned_of_with_its_interval(tmp_path, hostile):
+    run = make_fake_run(tmp_path, hostile=hostile)
+    html = built(run)
+    head, p = said(html[html.index('<section id=headline'):html.index('<section id=data')]), said(html)
+    assert 'First, do no harm: the filtered student is not better at npv@1%' in head and '-0.030 (-0.080 to +0.020)' in head and '<script>alert' not in without_library(html)
+    assert 'better' in p and 'AUC' in p
+    manifest = read_json(run/'41_evaluate/manifest.json')
+    manifest['metrics']['warning'] = ''
+    write_json(manifest, run/'41_evaluate/manifest.json')
+    assert 'First, do no harm:' not in said(built(run)) and 'the filtered student is' in said(built(run))
+    manifest['metrics']['warning'] = 'npv@1% -0.030 (x); npv@5% +0.080 (y)'
+    write_json(manifest, run/'41_evaluate/manifest.json')
+    assert 'On student_val' not in module.harm_warning(read_run(run)), 'figures that the warning holds are not said twice'
+
+
+def test_the_sweep_is_shown_or_how_to_get_it(tmp_path, run, text):
+    assert 'fig_sweep' in text and '2 model seeds each' in said(text)
+    for r in read_table(run/'39_sweep/sweep.parquet').itertuples(): assert f'{r.value:.3f} {r.low:.3f} to {r.high:.3f}' in said(text)
+    d = read_run(run)
+    for without in ({k: v for k,v in d.items() if k != 'sweep'}, d | dict(sweep=d['sweep'].head(0))):
+        assert 'fig_sweep' not in module.sweep_part(without) and '-p sweep_T 0,.1,.3' in module.sweep_part(without)
+
+
+# Clusters and pictures
+
+def test_both_ways_of_cleaning_are_counted(run):
+    d = read_run(run) | dict(cfg=Report(thumbs=5))
+    t = d['partition'].merge(d['suspects'], on='ad_id').merge(d['ads'][['ad_id', 'is_noise']], on='ad_id')
+    t['kept'] = t.cluster.map(d['competence'].set_index('cluster').kept)
+    numbers = [int(x) for x in re.findall(r'\b\d+\b', said(module.cleaning_counts(module.two_cleanings(d))))]
+    want = [n for kept in (True, False) for suspect in (False, True) for g in [t[(t.kept == kept) & (t.suspect == suspect)]] for n in (len(g), int(g.is_noise.sum()))]
+    assert numbers == want and sum(want[::2]) == len(d['partition'])
+    truth = [int(x) for x in re.findall(r'\b\d+\b', said(module.cleaning_truth(module.two_cleanings(d))))]
+    noise = t.is_noise.astype(bool)
+    assert truth == [n for out in (~t.kept, t.suspect) for n in ((out & noise).sum(), noise.sum(), (out & ~noise).sum(), (~noise).sum())]
+    html = module.cleanings_section(d)
+    shown = re.findall(r'alt="([^"]*), cluster (\d+), defective with probability ([\d.]+)', html)
+    inside = [float(p) for _,c,p in shown if t.kept[t.cluster == int(c)].all()]
+    assert inside == sorted(inside) == [round(p, 2) for p in sorted(t.p_defective[t.kept & t.suspect])[:5]] and len(shown) <= 10
+    assert 'vit_cleanlab' in html and 'ft_sd_weighted' in html and 'deit_1' not in html
+
+
+def test_without_truth_or_students_less_is_said(tmp_path):
+    run = make_fake_run(tmp_path, truth=False, until='34_select')
+    d = read_run(run) | dict(cfg=Report())
+    html = module.cleanings_section(d)
+    assert 'Truth:' not in html and 'truth:' not in html and 'What the student makes of it' not in html and html.count('<img') > 12
+
+
+# What to judge again
+
+def table_in(html):
+    data, = re.findall(r'download="worklist.csv" href="data:text/csv;charset=utf-8;base64,([^"]+)"', html)
+    return pd.read_csv(io.BytesIO(base64.b64decode(data)), dtype=str, keep_default_na=False)
+
+
+@pytest.mark.parametrize('hostile', [False, True])
+def test_the_worklist_can_be_taken_along(tmp_path, hostile):
+    run = make_fake_run(tmp_path, hostile=hostile)
+    want, html = read_table(run/'34_select/worklist.parquet').sort_values('rank'), module.worklist_section(read_run(run) | dict(cfg=Report()), 5)
+    got = table_in(html)
+    assert got.ad_id.tolist() == want.ad_id.tolist() and got['rank'].astype(int).tolist() == want['rank'].tolist() and got.clusters.tolist() == [' '.join(map(str, c)) for c in want.clusters]
+    assert got.verdict.tolist() == [('defective', 'acceptable')[x] for x in want.label] and all(p.startswith('./') for p in got.path) and got.why.tolist() == want.why.tolist()
+    assert html.count('<img') == 5 and html.count('<tr>') == 6 and '<script>alert' not in html and 'The first 5 of 12' in html
+
+
+def test_an_empty_worklist_says_so(tmp_path):
+    run = make_fake_run(tmp_path)
+    change(run, '34_select/worklist.parquet', lambda t: pd.DataFrame(columns=t.columns))
+    assert 'The list is empty' in built(run)
+
+
+def test_stills_of_disagreements_and_worklist(run):
+    d = read_run(run)
+    assert module.clash_still(d, 3).height < module.clash_still(d, 30).height and module.worklist_still(d, 12).width == module.worklist_still(d, 1).width
+    assert module.clash_still(d, 3).tobytes() != module.clash_still(d, 3, True).tobytes()

@@ -20,7 +20,7 @@ from subtask_kit import clusters
 from subtask_kit.artifacts import read_table, write_json, write_table
 from subtask_kit.clusters import Elsewhere, append_line, base_of, current, read_base, read_edits, replay, save_edit, standing
 from subtask_kit.core import UserError
-from subtask_kit.selection import choices, read_choice, save_choice, undo_choice
+from subtask_kit.selection import choices, chosen, read_choice, save_choice, translated, undo_choice
 
 EDITOR = '''
 import sys
@@ -352,7 +352,7 @@ def test_choices_go_back_one_by_one(tmp_path_factory, acts):
             new = {k: None if v is None else values[k](v if k != 'curriculum' else v-1) for k, v in act.items()}
             stack.append({k: v for k, v in (stack[-1] | new).items() if v is not None})
             n, now = save_choice(run, read_choice(run), **new)
-        assert now == read_choice(run) and n == len(stack)-1 and {k: v for k, v in now.items() if k not in ('author', 'at', 'before')} == stack[-1]
+        assert now == read_choice(run) and n == len(stack)-1 and {k: v for k, v in now.items() if k not in ('author', 'at', 'before', 'base', 'partition')} == stack[-1]
 
 
 def test_a_choice_that_one_has_not_seen_is_not_replaced(tmp_path):
@@ -398,3 +398,96 @@ def test_numbers_of_numpy_are_numbers(micro_run, tmp_path):
     lines, p = save_edit(run, dict(op='drop', cluster=ads.cluster.values[0]))
     lines, p = save_edit(run, dict(op='move', ads=ads.ad_id.values[:2], cluster=ads.cluster.values[-1]))
     assert lines == 2 and p.table.cluster[0] == ads.cluster.values[-1] and json.loads((run/'human/edits.jsonl').read_text().splitlines()[0])['cluster'] == ads.cluster[0]
+
+
+# A choice and another self-labelling
+
+def label(run, cluster):
+    "Another self-labelling of the run, and the clusters that follow from it and the edits."
+    relabel(run, cluster)
+    write_table(current(run).table, run/'32_clusters/partition.parquet')
+
+
+def test_a_choice_notes_the_clusters_that_it_speaks_of(tmp_path):
+    run = bare_run(tmp_path/'run')
+    assert not {'base', 'partition'} & set(save_choice(run, T=.3)[1]), 'a threshold speaks of none'
+    save_edit(run, dict(op='merge', clusters=[0, 1]))
+    _, choice = save_choice(run, kept=[0, 3])
+    assert choice['base'] == base_of(RAW) and choice['partition'] == base_of(current(run).table) != choice['base'] and choice['T'] == .3
+    assert read_base(run, choice['partition']).cluster.tolist() == [0, 0, 0, 0, 2, 2, 3, 3] and not {'base', 'partition'} & set(save_choice(run, kept=None)[1])
+
+
+def test_a_choice_is_carried_to_other_clusters_and_back(tmp_path):
+    run = bare_run(tmp_path/'run')
+    save_choice(run, kept=[0, 3], order=[3, 0])
+    write_table(RAW, run/'32_clusters/partition.parquet')
+    assert chosen(run) == read_choice(run), 'on the same clusters nothing changes'
+    label(run, [2, 2, 3, 3, 0, 0, 1, 1])
+    assert (chosen(run)['kept'], chosen(run)['order']) == ([2, 1], [1, 2]) and read_choice(run)['kept'] == [0, 3], 'the file says what was written'
+    _, now = save_choice(run, T=.2)
+    assert (now['kept'], now['order'], now['T']) == ([2, 1], [1, 2], .2) and now['base'] == base_of(read_table(run/'31_selflabel/assignments.parquet')) and chosen(run) == now
+    assert undo_choice(run)[1]['kept'] == [0, 3] and chosen(run)['kept'] == [2, 1], 'the choice before speaks of the clusters of its time'
+
+
+def test_an_edit_after_the_choice_changes_no_number(tmp_path):
+    run = bare_run(tmp_path/'run')
+    save_choice(run, kept=[0, 3])
+    save_edit(run, dict(op='move', ads=['c', 'd'], cluster=0))
+    write_table(current(run).table, run/'32_clusters/partition.parquet')
+    assert chosen(run)['kept'] == [0, 3]
+
+
+@pytest.mark.parametrize('key', ['kept', 'order'])
+def test_a_number_without_counterpart_is_named(tmp_path, key):
+    run = bare_run(tmp_path/'run')
+    save_choice(run, **{key: [0, 3]})
+    before = (run/'human/choice.json').read_bytes()
+    label(run, [0, 1, 1, 2, 2, 3, 3, 3]) # cluster 0's two ads lie apart
+    for act in (lambda: chosen(run), lambda: save_choice(run, T=.5)):
+        with pytest.raises(UserError, match=f'"{key}" names 0: cluster 0 .* scattered.*choose "{key}" again') as e: act()
+        assert '\n' not in str(e.value)
+    assert (run/'human/choice.json').read_bytes() == before, 'nothing is lost'
+    assert save_choice(run, **{key: [3]})[1][key] == [3] == chosen(run)[key]
+
+
+def test_a_choice_of_a_hand_without_base_keeps_its_numbers(tmp_path):
+    run = bare_run(tmp_path/'run')
+    write_json(dict(kept=[0, 3]), run/'human/choice.json')
+    assert chosen(run) == dict(kept=[0, 3])
+    label(run, [2, 2, 3, 3, 0, 0, 1, 1])
+    assert chosen(run) == dict(kept=[0, 3])
+
+
+@pytest.mark.parametrize('how', ['missing', 'damaged', 'a path', 'none'])
+def test_clusters_that_nobody_kept_are_named(tmp_path, how):
+    run = bare_run(tmp_path/'run')
+    _, choice = save_choice(run, kept=[0, 3])
+    kept = run/f'human/bases/{choice["partition"]}.parquet'
+    label(run, [2, 2, 3, 3, 0, 0, 1, 1])
+    if how == 'missing': kept.unlink()
+    elif how == 'damaged': kept.write_bytes(b'PAR1')
+    else: write_json({k: v for k, v in (choice | dict(partition='../bases/x')).items() if how == 'a path' or k != 'partition'}, run/'human/choice.json')
+    with pytest.raises(UserError, match='damaged' if how == 'damaged' else 'those were not kept; choose again'): chosen(run)
+
+
+def by_hand(c, old, new):
+    "The cluster that holds most of c's ads that are left, when these are most of its own; None where there is none."
+    left = [new[ad] for ad, cluster in old.items() if cluster == c and ad in new]
+    for now in set(left):
+        if 2*left.count(now) > len(left) and 2*left.count(now) > list(new.values()).count(now): return now
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.booleans()), min_size=1, max_size=30), st.permutations(range(5)), st.data())
+def test_numbers_are_carried_as_by_hand(ads, names, data):
+    "Each ad: its cluster then, whether it stays there or goes anywhere; clusters get other names."
+    old = {f'a{i}': c for i, (c, _, _) in enumerate(ads)}
+    new = {f'a{i}': names[other if moved and i % 3 == 0 else c] for i, (c, other, moved) in enumerate(ads) if i % 7}
+    if not new: return
+    kept = data.draw(st.lists(st.sampled_from(sorted(set(old.values()))), min_size=1, unique=True))
+    wanted, table = [by_hand(c, old, new) for c in kept], pd.DataFrame(dict(ad_id=list(new), cluster=list(new.values())))
+    then = pd.DataFrame(dict(ad_id=list(old), cluster=list(old.values())))
+    def carry(): return translated(dict(kept=kept, T=.2, base='then', partition='p'), 'now', table, dict(p=then).get)
+    if None in wanted:
+        with pytest.raises(UserError, match=f'"kept" names {kept[wanted.index(None)]}: '): carry()
+    else: assert carry() == dict(kept=wanted, T=.2, base='then', partition='p') and len(set(wanted)) == len(wanted)

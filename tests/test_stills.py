@@ -82,6 +82,13 @@ def test_teachers_are_drawn_once_and_in_their_colour(scale):
         assert ([0, 114, 178] in strip) == bool(r.kept) and ([213, 94, 0] in strip) == (not r.kept)
 
 
+def test_a_hundred_teachers_stand_side_by_side():
+    table = make_competence(np.random.default_rng(0), pd.DataFrame(dict(cluster=range(100), size=9, confidence=.5)))
+    one, many = (stills.teachers_still(t, ['lift', 'lift_low', 'lift_high'], .1, width=200) for t in (table.head(40), table))
+    assert many.height == one.height == 20*40 + 24 and many.width == 3*200 + 2*16
+    assert (np.asarray(stills.teachers_still(table.head(4), ['lift', 'lift_low', 'lift_high'], 2.)) != np.asarray(stills.teachers_still(table.head(4).drop(columns='shrunken'), ['lift', 'lift_low', 'lift_high'], 2.))).any()
+
+
 def test_no_teacher_and_no_picture_are_no_error():
     table = make_competence(np.random.default_rng(0), pd.DataFrame(dict(cluster=range(3), size=9, confidence=.5)))
     assert stills.teachers_still(table.assign(lift=np.nan), ['lift', 'lift_low', 'lift_high'], .1).height >= 1

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))
 NUMBER = {p.stem[3:]: int(p.stem[:2]) for p in SOURCES}
 # Rooms that a serving image, or a laptop that only looks, opens without torch.
-TORCH_FREE = [m for m, n in NUMBER.items() if n < 20 or n in (32, 34, 35, *range(50, 60), 60, 61, 62, 71)]
+TORCH_FREE = [m for m, n in NUMBER.items() if n < 20 or n in (29, 32, 34, 35, *range(50, 60), 60, 61, 62, 71)]
 NOTEBOOK_PACKAGES = 'jupyterlab ipykernel ipywidgets IPython anywidget plotly umap papermill nbdev fastcore execnb nbformat nbclient ot'.split()
 
 

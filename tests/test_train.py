@@ -1,11 +1,13 @@
-"The training loop: resuming, the best epoch, groups, clipping."
+"The training loop: resuming, the best epoch, groups, clipping, several processes."
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
 from subtask_kit.core import UserError
 from subtask_kit.specialists import Heads
-from subtask_kit.train import SCHEDULES, fit, keep_best, parameter_groups
+from subtask_kit.train import SCHEDULES, clip_each, fit, keep_best, parameter_groups, share
 from torch import nn
 
 X = torch.randn(120, 4, generator=torch.Generator().manual_seed(0))
@@ -112,7 +114,7 @@ def test_each_of_several_models_keeps_its_own_best_epoch():
 
 def heads_of(k, d=4, h=6):
     torch.manual_seed(1)
-    return Heads(k, d, h, 0.)
+    return Heads(range(k), d, h, 0.)
 
 
 @pytest.mark.parametrize('optimiser', ['adamw', 'sgd'])
@@ -160,7 +162,7 @@ def test_a_model_that_names_no_heads_learns_at_one_rate():
 
 
 def test_the_biases_of_wide_heads_do_not_decay():
-    heads = Heads(2, 3, 4, 0.)
+    heads = Heads([0, 1], 3, 4, 0.)
     found = rates(heads, lr=1., weight_decay=.5)
     assert sorted(decay for _, decay in found.values()) == [0., 0., .5, .5]
 
@@ -182,6 +184,81 @@ def test_gradients_are_clipped_before_the_step(clip):
     gradient = 100*X.mean(0)
     expected = -gradient if not clip else -gradient*clip/gradient.norm()
     assert torch.allclose(model.weight[0], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize('clip', [.5, 3., 1e6])
+def test_each_network_side_by_side_is_clipped_by_itself(clip):
+    g = torch.Generator().manual_seed(0)
+    steep = torch.tensor([.01, 1., 100., 0.])
+    wide = [nn.Parameter(torch.zeros(shape)) for shape in ((4, 3, 2), (4, 5), (4,))]
+    for p in wide: p.grad = torch.randn(p.shape, generator=g)*steep.view(-1, *[1]*(p.ndim-1))
+    alone = [[nn.Parameter(torch.zeros(p.shape[1:])) for p in wide] for _ in range(4)]
+    for k, ps in enumerate(alone):
+        for q, p in zip(ps, wide): q.grad = p.grad[k].clone()
+        nn.utils.clip_grad_norm_(ps, clip)
+    clip_each(wide, clip)
+    for k, ps in enumerate(alone):
+        for q, p in zip(ps, wide): assert torch.allclose(p.grad[k], q.grad, rtol=1e-5)
+
+
+def test_a_steep_neighbour_changes_nothing():
+    "Of two networks side by side one learns a task a thousand times as steep, or none: the other ends the same."
+    def train_beside(factor):
+        model = Heads([3, 4], 4, 6, 0.)
+        def loss(m, i): return (m(X[i]).square().mean(0)*torch.tensor([1., factor])).sum(), {}
+        fit(model, batches, loss, None, 2, .05, clip=.1, side_by_side=True)
+        return model
+    calm, steep = train_beside(0.), train_beside(1000.)
+    for (n, a), b in zip(calm.state_dict().items(), steep.state_dict().values()): assert torch.equal(a[0], b[0]) and (n.endswith('bias') or not torch.equal(a[1], b[1]))
+
+
+@pytest.mark.parametrize('n, world', [(7, 2), (6, 2), (7, 3), (9, 4), (2, 3), (1, 2), (5, 1)])
+def test_shares_of_a_batch_average_to_its_gradient(n, world):
+    w, y = torch.ones(4, requires_grad=True), torch.rand(n, generator=torch.Generator().manual_seed(0))
+    def gradient(part):
+        x, target, nothing = part
+        assert nothing is None
+        return torch.autograd.grad(((x @ w - target)**2).mean(), w)[0]
+    batch = (X[:n], y, None)
+    parts = [share(batch, rank, world) for rank in range(world)]
+    assert torch.allclose(sum(weight*gradient(part) for part, weight in parts)/world, gradient(batch), atol=1e-5)
+    if n >= world: assert torch.equal(torch.cat([p[1] for p, _ in parts]).sort().values, y.sort().values), 'every example once'
+
+
+PROGRAM = """
+import sys, torch
+from torch import nn
+from subtask_kit.train import fit, ranks
+torch.set_num_threads(1)
+X, Y = torch.load(sys.argv[2])
+class Net(nn.Sequential):
+    def head_parameters(self): return self[2].parameters()
+torch.manual_seed(ranks()[0]) # other weights in each process: the first one's count
+model, seen = Net(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), []
+def batches(epoch): return [(X[i], Y[i], None) for i in torch.randperm(119, generator=torch.Generator().manual_seed(epoch)).split(25)] + [(X[:1], Y[:1], None)]
+def loss(m, batch):
+    seen.append(len(batch[0]))
+    value = nn.functional.cross_entropy(m(batch[0]), batch[1])
+    return value, dict(twice=2*value)
+history = fit(model, batches, loss, lambda m: nn.functional.cross_entropy(m(X), Y), 4, .03, .01, clip=.3, schedule='one_cycle', checkpoint=sys.argv[1] + '.state')
+torch.save(dict(weights=model.state_dict(), history=history, seen=seen), f'{sys.argv[1]}.{ranks()[0]}')
+"""
+
+
+def test_two_processes_train_as_one(tmp_path):
+    (tmp_path/'program.py').write_text(PROGRAM)
+    torch.save((X, Y), tmp_path/'data')
+    many = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
+    for name, start in (('one', [sys.executable]), ('two', many)):
+        done = subprocess.run([*start, tmp_path/'program.py', tmp_path/name, tmp_path/'data'], capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, *two = [torch.load(tmp_path/name) for name in ('one.0', 'two.0', 'two.1')]
+    assert one['seen'] == [25, 25, 25, 25, 19, 1]*4 and two[0]['seen'] == [13, 13, 13, 13, 10, 1]*4 and two[1]['seen'] == [12, 12, 12, 12, 9, 1]*4
+    assert same(two[0]['weights'], two[1]['weights'])
+    for k, v in one['weights'].items(): assert torch.allclose(v, two[0]['weights'][k], atol=1e-5)
+    for a, b, c in zip(one['history'], two[0]['history'], two[1]['history']):
+        for k in ('loss', 'twice', 'val_loss'): assert a[k] == pytest.approx(b[k], abs=1e-5) and a[k] == pytest.approx(c[k], abs=1e-5)
+    assert (tmp_path/'two.state').exists()
 
 
 def test_schedules():

@@ -5,10 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from stages import again, copy_of
-from subtask_kit.artifacts import open_run, read_json, read_table, read_tensors
+from subtask_kit.artifacts import open_run, read_json, read_manifest, read_table, read_tensors, write_table, write_tensors
 from subtask_kit.pipeline import configure, run_stages
 from subtask_kit.selflabel import route
-from subtask_kit.unlabelled import Unlabelled, edited_cluster, judge
+from subtask_kit.unlabelled import Unlabelled, edited_cluster, judge, mean_margin, unlabelled
 
 TRAIN = pd.DataFrame(dict(cluster=[0]*101 + [1]*101, confidence=[*np.linspace(0, 1, 101), *np.linspace(.5, 1, 101)]))
 
@@ -33,6 +33,19 @@ def test_options_of_the_gate():
     assert judge(ads, [0], TRAIN, Unlabelled(quantile=1.)).used.sum() == 0
     assert judge(ads, [0], TRAIN, Unlabelled(hard=True)).verdict.fillna(9).tolist() == [9, 0], 'a hard verdict for every ad that is used, and for no other'
     assert judge(ads, [0], TRAIN, Unlabelled(sure=4., quantile=0.)).verdict.isna().all()
+
+
+def test_an_ad_whose_cluster_has_no_teacher_is_not_used():
+    for hard in (False, True):
+        table = judge(routed((0, .5, np.nan), (0, .5, -3.)), [0], TRAIN, Unlabelled(hard=hard))
+        assert answers(table) == [(False, 9, 'its cluster has no teacher'), (True, 0, 'the teacher is sure of a defect')]
+
+
+def test_the_mean_margin_is_that_of_the_views_that_are_there():
+    rng = np.random.default_rng(0)
+    x = np.where(rng.random((50, 3)) < .3, np.nan, rng.normal(size=(50, 3)))
+    x[:3] = np.nan
+    assert np.isnan(mean_margin(x)[:3]).all() and np.allclose(mean_margin(x), pd.DataFrame(x).mean(axis=1), equal_nan=True) and mean_margin(x[:0]).shape == (0,)
 
 
 def test_nothing_routed_is_no_trouble():
@@ -68,6 +81,27 @@ def test_a_dropped_cluster_gives_nothing_and_a_merged_one_all(micro_run, tmp_pat
     (run/'human/edits.jsonl').write_text(json.dumps(dict(op='merge', clusters=[3, 1])) + '\n')
     again(run, 'unlabelled')
     assert read_table(run/'36_unlabelled/routed.parquet').cluster.tolist() == before.cluster.replace(1, 3).tolist()
+
+
+@pytest.mark.filterwarnings('error')
+def test_a_missing_teacher_gives_nothing_and_disturbs_nobody(micro_run, tmp_path):
+    run, cfg = copy_of(micro_run, tmp_path/'run'), Unlabelled()
+    before = read_table(run/'36_unlabelled/routed.parquet')
+    stored, table = read_tensors(run/'33_specialists/margins.safetensors'), read_table(run/'34_select/competence.parquet')
+    gone = int(before.cluster[before.used].mode()[0])
+    stored['margins'][..., table.cluster.tolist().index(gone)] = np.nan
+    write_tensors(stored, run/'33_specialists/margins.safetensors')
+    (run/'36_unlabelled/manifest.json').unlink()
+    unlabelled(cfg, run)
+    after = read_table(run/'36_unlabelled/routed.parquet')
+    assert not after.used[after.cluster == gone].any() and after.margin[after.cluster == gone].isna().all()
+    pd.testing.assert_frame_equal(after[after.cluster != gone], before[before.cluster != gone])
+
+
+def test_all_that_routing_can_read_is_named(micro_run):
+    "Pooled features, tokens, or pixels, as the latent discriminator does; else a change of them went unseen."
+    inputs = set(read_manifest(open_run(micro_run)/'36_unlabelled')['spec']['inputs'])
+    assert {'25_features/pooled.npy', '25_features/tokens.npy', '13_curate/images.npy', '25_features/rows.parquet', '31_selflabel/latent_discriminator.safetensors'} <= inputs
 
 
 def test_without_a_pool_the_chain_runs(micro, tmp_path):

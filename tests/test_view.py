@@ -18,7 +18,7 @@ from subtask_kit.core import UserError
 from subtask_kit.curriculum import ORDERS, order_clusters
 from subtask_kit.metrics import operating_point
 from subtask_kit.selection import save_choice
-from subtask_kit.view import defective_ads, fed, finished, judged_by, listed, numbers, outdated, possible_orders, read_run, scored, sheet, sight, thumbnail, to_grid, veiled
+from subtask_kit.view import CLASHES, clash, defective_ads, fed, finished, judged_by, listed, missing_teachers, numbers, outdated, possible_orders, read_run, scored, sheet, sight, thumbnail, to_grid, two_cleanings, veiled, worth_judging
 
 
 @pytest.fixture(scope='module')
@@ -238,3 +238,36 @@ def test_manifests_are_read_as_they_are(run):
     finish(run, '13_curate')
     write_table(read_table(run/'13_curate/ads.parquet'), run/'13_curate/ads.parquet')
     assert '62_report' not in finished(run) and '13_curate' in finished(run)
+
+
+# What is known beyond a teacher's own figures
+
+@pytest.mark.parametrize('older', [False, True])
+def test_missing_teachers_are_named_and_cannot_be_asked(tmp_path, older):
+    run = make_fake_run(tmp_path, 6, failed=2)
+    if older: # an earlier version left them out of the table and did not say why
+        change(run, '33_specialists/clusters.parquet', lambda t: t[t.error == ''].drop(columns='error'))
+    lost = missing_teachers(read_run(run))
+    assert lost.cluster.tolist() == [2, 3] and lost.error.tolist() == (['not recorded']*2 if older else ['MemoryError: out of memory']*2)
+    with pytest.raises(UserError, match='no teacher for cluster 3'): judged_by(read_run(run), 3)
+    assert missing_teachers(read_run(make_fake_run(tmp_path/'all', 4))).empty and missing_teachers({}).empty
+
+
+def test_disagreements_are_those_that_pandas_finds(run):
+    d = read_run(run)
+    t = two_cleanings(d)
+    assert sorted(t.ad_id) == sorted(d['partition'].ad_id)
+    kept, out = d['competence'].set_index('cluster').kept, d['suspects'].set_index('ad_id')
+    for kind, (inside, suspect, _) in CLASHES.items():
+        some = clash(t, kind)
+        assert set(some.ad_id) == {a for a,c in zip(d['partition'].ad_id, d['partition'].cluster) if kept[c] == inside and out.suspect[a] == suspect}
+        assert some.p_defective.is_monotonic_increasing if inside else some.p_defective.is_monotonic_decreasing
+
+
+def test_the_worklist_of_a_teacher_is_what_bears_on_it(run):
+    d = read_run(run)
+    whole = worth_judging(d)
+    assert whole['rank'].tolist() == sorted(d['worklist']['rank']) and whole.image_row.notna().all()
+    for c in range(5): assert worth_judging(d, c).ad_id.tolist() == [r.ad_id for r in whole.itertuples() if c in list(r.clusters)]
+    change(run, '34_select/worklist.parquet', lambda t: pd.DataFrame(columns=t.columns))
+    assert worth_judging(read_run(run)).empty and worth_judging(read_run(run), 0).empty

@@ -53,7 +53,7 @@ def like(widget):
     if isinstance(widget, W.ClusterBrowser):
         fresh.rank.value, fresh.sort.value = widget.rank.value, widget.sort.value
         fresh.show(widget.list.value, widget.beside.value)
-    elif isinstance(widget, W.TeacherInspector): fresh.teacher.value, fresh.kind.value = widget.teacher.value, widget.kind.value
+    elif isinstance(widget, W.TeacherInspector): fresh.lineup.value, fresh.teacher.value, fresh.kind.value = widget.lineup.value, widget.teacher.value, widget.kind.value
     else: fresh.epoch.value = widget.epoch.value
     return fresh
 
@@ -114,7 +114,7 @@ def test_no_picture_is_sharp_before_one_asks(run, kind):
     if kind is W.ClusterBrowser:
         acts += [lambda: widget.show(2, 3), lambda: from_browser(widget.albums[0].galleries[0], page=1), lambda: widget.lasso(widget.editor.ads.ad_id[:30]), lambda: setattr(widget.sort, 'value', 'least sure first'),
                  lambda: click(widget, 'Undo'), lambda: click(widget, 'Rename')]
-    elif kind is W.TeacherInspector: acts += [lambda: setattr(widget.kind, 'value', k) for k in W.VIEWS.values()] + [lambda: setattr(widget.T, 'value', .5), lambda: click(widget, 'Save this T'), lambda: click(widget, 'Drop')]
+    elif kind is W.TeacherInspector: acts += [lambda: setattr(widget.kind, 'value', k) for k in W.VIEWS.values()] + [lambda n=n: setattr(widget.lineup, 'value', n) for n in widget.lineup.options] + [lambda: setattr(widget.kind, 'value', 'again')] + [lambda: setattr(widget.T, 'value', .5), lambda: click(widget, 'Save this T'), lambda: click(widget, 'Drop')]
     else: acts += [lambda: from_browser(widget.gallery, picked=['cc:0']), lambda: click(widget, 'Later'), lambda: click(widget, 'Use this'), lambda: click(widget, 'Undo')]
     for act in acts:
         act()
@@ -441,6 +441,71 @@ def test_each_sight_of_a_teacher_is_a_sorted_selection(run):
             ids = [x['id'] for x in i.albums[0].galleries[0].items]
             assert (judged.label[ids] == label).all() and (judged[column][ids].is_monotonic_increasing if rising else judged[column][ids].is_monotonic_decreasing)
         assert f'its cluster {c}' in i.albums[1].galleries[0].title
+
+
+@pytest.mark.parametrize('name', W.LINEUPS)
+def test_teachers_can_be_put_in_another_order(run, name):
+    i, table = W.TeacherInspector(run), read_table(run/'34_select/competence.parquet').set_index('cluster')
+    i.teacher.value = 1
+    i.lineup.value = name
+    key = {'best first': -table.lift, 'most likely below T first': -table.below, 'most by luck first': (table.kept_share-.5).abs()}[name]
+    labels = [int(r['label']) for r in i.chart.rows]
+    assert labels == i.order == i.table.cluster.tolist() and key[labels].is_monotonic_increasing and i.teacher.value == 1 and i.chart.rows[i.chart.chosen]['label'] == '1'
+    assert all(f'shrunken {table.shrunken[c]:.2f}' in tip for c, tip in zip(labels, i.chart.tips)) and i.chart.verdicts == table.verdict[labels].tolist()
+    from_browser(i.chart, chosen=0)
+    assert i.teacher.value == labels[0]
+    i.T.value = .5
+    assert [r['label'] for r in i.chart.rows] == [str(c) for c in i.table.cluster] == [str(c) for c in labels]
+    i.T.value = .1
+    agrees(i)
+
+
+def test_the_evidence_on_a_teacher_is_told(run):
+    change(run, '34_select/competence.parquet', lambda t: t.assign(reasons=[[*r, HOSTILE] for r in t.reasons]))
+    i, table = W.TeacherInspector(run), read_table(run/'34_select/competence.parquet').set_index('cluster')
+    for c, r in table.iterrows():
+        i.teacher.value = c
+        said = i.facts.value
+        assert all(W.escape(x) in said for x in r.reasons) and f'Shrunken lift {r.shrunken:.2f} ({r.shrunken_low:.2f} to {r.shrunken_high:.2f})' in said and f'probability {r.below:.2f}' in said and '<script' not in said
+        assert f'support {100*r.support:.0f} % ({100*r.support_low:.0f} % to {100*r.support_high:.0f} %)' in said
+
+
+def test_ads_to_judge_again_are_those_that_bear_on_the_teacher(run):
+    i, worklist = W.TeacherInspector(run), read_table(run/'34_select/worklist.parquet').sort_values('rank')
+    i.kind.value = 'again'
+    for c in range(K):
+        i.teacher.value = c
+        want = [r.ad_id for r in worklist.itertuples() if c in list(r.clusters)]
+        assert [x['id'] for x in i.albums[0].galleries[0].items] == want and f'teacher {c}: ads to judge again, {len(want)} on the worklist' in i.albums[0].galleries[0].title
+    i.still()
+    agrees(i)
+
+
+def test_the_level_is_the_one_that_was_used(run):
+    configure(run, '34_select', level=0)
+    assert W.TeacherInspector(run).cfg.level == read_json(run/'34_select/manifest.json')['metrics']['level'] == .02
+
+
+def test_a_run_of_an_earlier_version_opens_without_what_it_lacks(tmp_path):
+    run = make_looked(tmp_path/'run', K, older=True)
+    i = W.TeacherInspector(run)
+    assert i.lineup.options == ('best first',) and 'again' not in [v for _, v in i.kind.options] and 'hrunken' not in i.facts.value and 'hrunken' not in ''.join(i.chart.tips)
+    agrees(i)
+    for kind in THREE: kind(run).still()
+
+
+def test_a_choice_in_the_numbers_of_earlier_clusters_is_shown_in_those_of_today(run):
+    "Clusters keep their members and change their numbers."
+    save_choice(run, kept=[0, 2], order=[2, 0], T=.3)
+    new = {0: 3, 1: 4, 2: 1, 3: 0, 4: 2}
+    change(run, '31_selflabel/assignments.parquet', lambda t: t.assign(cluster=t.cluster.map(new)))
+    change(run, '32_clusters/partition.parquet', lambda t: t.assign(cluster=t.cluster.map(new)))
+    i, p = W.TeacherInspector(run), W.CurriculumPicker(run)
+    assert sorted(i.table.cluster[i.table.kept]) == [1, 3] and i.T.value == .3 and p.own[:2] == [1, 3] and 'order [1, 3]' in i.status.text
+    change(run, '31_selflabel/assignments.parquet', lambda t: t.assign(cluster=np.arange(len(t)) % K))
+    change(run, '32_clusters/partition.parquet', lambda t: t.assign(cluster=np.arange(len(t)) % K))
+    i = W.TeacherInspector(run)
+    assert i.T.value == .3 and 'kept' not in i.status.text and set(i.table.by) == {'rule'}, 'scattered: the widget opens, and the next run says what is lost'
 
 
 def test_a_click_on_the_chart_picks_the_teacher(run):
