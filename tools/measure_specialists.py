@@ -7,6 +7,7 @@
 
 cnn       a pretrained EfficientNet-Lite0 for each of the run's clusters, trained on pixels
 quality   the run's heads and those networks: cost, AUC of each cluster's own defects, lift
+students  what students distilled from either are worth on test, three model seeds
 cost      heads at the paper's size (2,500 + 15,000 ads, 1,280 features): minutes and memory by K, hidden layer, threads
 peers     the same heads against a loop over scikit-learn's models
 balance   what is done about few defects and many acceptable ads, in heads
@@ -31,8 +32,11 @@ import torch
 from subtask_kit.artifacts import open_run, read_json, read_table, read_tensors
 from subtask_kit.backbones import PACKAGED
 from subtask_kit.device import one_thread
+from subtask_kit.distill import Distill
+from subtask_kit.evaluate import gather, wide
 from subtask_kit.features import source, view_pixels
-from subtask_kit.metrics import lift, npv_at, npv_floor
+from subtask_kit.metrics import bootstrap_npv, interval, lift, npv_at, npv_floor, paired_gain
+from subtask_kit.pipeline import configure, load_stage
 from subtask_kit.specialists import (BALANCE, PixelTeacher, Specialists, Task, _statistics, all_margins, build_heads, load_task, standardised, teacher_key,
                                      train_margins, train_teacher, write_routing)
 
@@ -106,6 +110,20 @@ def part_quality(run, cache, clusters):
         if told.exists():
             own = read_tensors(copy/f'33_specialists/teachers/{c:03d}/margins.safetensors')['margins'][at, 0]
             yield worth(copy, task, own, c) | dict(teacher='network', cpu=json.loads(told.read_text())['cpu'])
+
+
+def part_students(run, cache, clusters):
+    "Students of the row ft_sd, each with the clusters that its own teachers' figures keep; the last row is the paired difference."
+    found, labels = {}, read_table(run/'13_curate/ads.parquet').set_index('ad_id').label
+    for name, cfg in dict(head=Specialists(device='cpu'), network=CNN).items():
+        copy, configs = copy_of(run, cache, 'cnn' if name == 'network' else 'heads'), configure() | dict(specialists=cfg, distill=Distill(rows=('ft_sd',), device='cpu'))
+        for stage in ('specialists', 'select', 'curriculum', 'unlabelled', 'distill'): told = load_stage(stage)[1](configs[stage], copy)
+        matrices, y = wide(gather(copy), labels, 'test')
+        found[name] = matrices['ft_sd']
+        low, high = interval(bootstrap_npv(found[name], y, .05).mean(1))
+        kept = read_table(copy/'34_select/competence.parquet')
+        yield dict(teacher=name, kept=int(kept.kept.sum()), clusters=len(kept), seeds=found[name].shape[1], value=npv_at(found[name], y, .05).mean(), low=low, high=high)
+    yield dict(teacher='head - network', seeds=found['head'].shape[1]) | dict(zip(('value', 'low', 'high'), paired_gain(found['head'], found['network'], y, .05)))
 
 
 def part_balance(run, cache, clusters, seeds=3):
@@ -184,7 +202,7 @@ def part_views(run, cache, clusters, n=128):
         yield dict(what=f'training {name}', px=pixels.shape[-1], rate=rate(lambda: [model(part).sum().backward() for part in x.split(32)]))
 
 
-PARTS = dict(cnn=part_cnn, quality=part_quality, cost=part_cost, peers=part_peers, balance=part_balance, views=part_views)
+PARTS = dict(cnn=part_cnn, quality=part_quality, students=part_students, cost=part_cost, peers=part_peers, balance=part_balance, views=part_views)
 
 
 def main():
