@@ -9,7 +9,7 @@ import pytest
 
 from subtask_kit.artifacts import open_run, read_table, write_json, write_table, write_tensors
 from subtask_kit.core import UserError
-from subtask_kit.evidence import level_for
+from subtask_kit.power import level_for
 from subtask_kit.metrics import interval, npv_at, npv_floor, plausible_npv
 from subtask_kit.selection import (COLUMNS, DROPPED, EVIDENCE, RULES, WORKLIST, Select, competence, expected_wrong, fitted, judge, kept_share, lessons_of, overrule, read_choice, save_choice, select,
                                    sensitivity, sweep, taught, undo_choice, warn_low_T, worklist)
