@@ -202,7 +202,7 @@ def test_workers_go_with_their_parent(run, ctrl_c):
         (os.killpg if ctrl_c else os.kill)(parent.pid, signal.SIGINT if ctrl_c else signal.SIGKILL)
         said = parent.communicate(timeout=30)[1]
         assert said.count('Traceback') == ctrl_c and ('KeyboardInterrupt' in said) == ctrl_c  # the workers say nothing of it
-        deadline = time.time() + 5
+        deadline = time.time() + 30
         while any(map(alive, pids)) and time.time() < deadline: time.sleep(.1)
         assert not any(map(alive, pids))
     finally:
