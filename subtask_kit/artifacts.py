@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'STALE', 'Run', 'cores', 'open_run', 'atomic', 'write_json', 'read_json', 'write_table', 'read_table',
            'write_tensors', 'read_tensors', 'read_notes', 'versions', 'input_hashes', 'read_manifest', 'changes',
-           'stage', 'rank', 'process_lives', 'unit', 'keep_units', 'lock']
+           'stage', 'is_whole', 'rank', 'process_lives', 'unit', 'keep_units', 'lock']
 
 # %% ../nbs/01_artifacts.ipynb #7987c91d
 import fcntl
@@ -207,7 +207,8 @@ def _redo(body, cfg, run, out, spec):
 # %% ../nbs/01_artifacts.ipynb #1c0a4c0e
 STALE = 120. # seconds without a sign of life after which a work folder is anybody's
 
-def _is_whole(folder, key):
+def is_whole(folder:Path, # of a unit
+             key:str)->bool:
     "Whether a unit was finished under `key` and still has all its files."
     done = read_json(folder/'unit.json') or {}
     return done.get('key') == key and all((folder/n).exists() and (folder/n).stat().st_size == size for n, size in done.get('bytes', {}).items())
@@ -272,7 +273,7 @@ def _begin(folder, key):
 
 def _take(folder, key):
     "The work folder of this attempt, new or taken over from an abandoned one; None when the unit is whole."
-    while not _is_whole(folder, key):
+    while not is_whole(folder, key):
         if work := _begin(folder, key): return work
         for p in _others(folder):
             if _key(p) != key or not _abandoned(p): continue
@@ -286,7 +287,7 @@ def _take(folder, key):
 # %% ../nbs/01_artifacts.ipynb #56eb428e
 def _join(folder, key):
     "The work folder that the first process of this torchrun has made; None when the unit is whole."
-    while not _is_whole(folder, key):
+    while not is_whole(folder, key):
         if _key(_own(folder)) == key: return _own(folder)
         time.sleep(.05)
 
@@ -299,10 +300,10 @@ def _publish(work, folder, key):
     "Rename a finished work folder into place; the first one to get there stays."
     if _key(work) != key: raise RuntimeError(f'{folder}: another attempt took over what this one was doing')
     write_json({'key': key, 'bytes': {p.name: p.stat().st_size for p in sorted(work.iterdir()) if p.name != 'unit.json'}}, work/'unit.json')
-    if not _is_whole(folder, key): shutil.rmtree(folder, ignore_errors=True)
+    if not is_whole(folder, key): shutil.rmtree(folder, ignore_errors=True)
     try: os.rename(work, folder)
     except OSError:
-        if not _is_whole(folder, key): raise
+        if not is_whole(folder, key): raise
         shutil.rmtree(work)
     for p in _others(folder):
         if _abandoned(p): shutil.rmtree(p, ignore_errors=True)

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .artifacts import Run, hash_json, input_hashes, keep_units, read_json, read_table, read_tensors, stage, unit, write_json, write_table, write_tensors
+from .artifacts import Run, hash_json, input_hashes, is_whole, keep_units, read_json, read_table, read_tensors, stage, unit, write_json, write_table, write_tensors
 from .backbones import SmallStudent, TimmStudent, p_acceptable
 from .core import UserError, check_fields, rng_for, seed_for
 from .curriculum import batches, order_clusters
@@ -321,8 +321,7 @@ def _write_student(work, model, read, rows, history):
 
 def _copied(run, key, work):
     "Take over a student of the run that learnt the very same; whether there is one."
-    def whole(folder, done): return done.get('key') == key and 'bytes' in done and all((folder/n).exists() and (folder/n).stat().st_size == size for n, size in done['bytes'].items())
-    found = next((p.parent for p in sorted((run/'37_distill').glob('*/*/unit.json')) if p.parent.suffix != '.tmp' and whole(p.parent, read_json(p, {}))), None)
+    found = next((p.parent for p in sorted((run/'37_distill').glob('*/*/unit.json')) if p.parent.suffix != '.tmp' and is_whole(p.parent, key)), None)
     for name in read_json(found/'unit.json')['bytes'] if found and not ranks()[0] else (): shutil.copyfile(found/name, work/name)
     return found is not None
 

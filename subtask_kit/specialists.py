@@ -6,8 +6,8 @@
 __all__ = ['BALANCE', 'SCHEMA', 'NEEDS', 'UNUSED', 'TEACHERS', 'Specialists', 'subtask_weights', 'Heads', 'margin_loss',
            'routing', 'routed_ads', 'write_routing', 'Task', 'load_task', 'judging_ads', 'epoch_weights',
            'epoch_batches', 'validation', 'train_margins', 'all_margins', 'half', 'margin_table', 'folder',
-           'teacher_key', 'write_teacher', 'is_there', 'standardised', 'build_heads', 'train_heads', 'load_heads',
-           'PixelTeacher', 'train_teacher', 'train_independent', 'gather', 'specialists']
+           'teacher_key', 'write_teacher', 'standardised', 'build_heads', 'train_heads', 'load_heads', 'PixelTeacher',
+           'train_teacher', 'train_independent', 'gather', 'specialists']
 
 # %% ../nbs/33_specialists.ipynb #176d3dba
 import hashlib
@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .artifacts import Run, hash_json, input_hashes, keep_units, read_json, read_notes, read_table, read_tensors, stage, unit, write_json, write_table, write_tensors
+from .artifacts import Run, hash_json, input_hashes, is_whole, keep_units, read_json, read_notes, read_table, read_tensors, stage, unit, write_json, write_table, write_tensors
 from .backbones import create
 from .core import UserError, check_fields, rng_for, seed_for, write_status
 from .device import DEVICES, one_thread, pick_device
@@ -262,10 +262,6 @@ def write_teacher(work, weights:dict, history:list[dict], epochs:np.ndarray, tab
     write_tensors(dict(margins=table[..., i], epochs=epochs[..., i]), work/'margins.safetensors')
     write_table(pd.DataFrame([dict(epoch=h['epoch'], loss=h['losses'][i], val_loss=h['val_losses'][i]) for h in history]), work/'history.parquet')
 
-def is_there(folder, key:str)->bool:
-    "Whether a teacher was finished under `key` and nothing of it is lost."
-    done = read_json(folder/'unit.json', {})
-    return done.get('key') == key and all((folder/n).exists() and (folder/n).stat().st_size == size for n, size in done.get('bytes', {}).items())
 
 # %% ../nbs/33_specialists.ipynb #937bba8d
 def standardised(read:Callable, mean:torch.Tensor, std:torch.Tensor)->Callable:
@@ -284,7 +280,7 @@ def build_heads(clusters:list[int], d:int, cfg:Specialists, device)->Heads:
 def train_heads(run:Run, cfg:Specialists, task:Task, out, keys:dict[int,str])->dict[int,str]: # cluster -> why it has no teacher
     "Train all missing teachers in one pass; write each one's folder."
     work, device = out/f'work/heads_{hash_json(list(keys.values()))[:16]}', pick_device(cfg.device)
-    plan = read_json(work/'plan.json') or [c for c, key in keys.items() if not is_there(out/'teachers'/folder(c), key)]
+    plan = read_json(work/'plan.json') or [c for c, key in keys.items() if not is_whole(out/'teachers'/folder(c), key)]
     if not plan: return {}
     work.mkdir(parents=True, exist_ok=True)
     write_json(plan, work/'plan.json')
