@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TARGETS', 'ROWS', 'WHOLE', 'LESSON', 'SCHEMA', 'NEEDS', 'VARIANT', 'soft_target', 'hard_target', 'eq8', 'Row',
            'Distill', 'sub_tasks', 'lesson_table', 'suspects', 'check_lessons', 'Lessons', 'load_lessons', 'digest',
-           'student_key', 'epoch_batches', 'build_student', 'score', 'train_student', 'own_row', 'rows_of', 'distill',
-           'variant_jobs', 'train_variants']
+           'student_key', 'epoch_batches', 'build_student', 'score', 'validation', 'train_student', 'write_student',
+           'own_row', 'rows_of', 'distill', 'variant_jobs', 'train_variants']
 
 # %% ../nbs/37_distill.ipynb #6bcc3b84
 import hashlib
@@ -273,7 +273,7 @@ def score(model, read, which:np.ndarray, batch:int=512)->tuple[torch.Tensor,torc
     cls, dist = (list(v) for v in zip(*out))
     return torch.cat(cls), None if dist[0] is None else torch.cat(dist)
 
-def _validation(rows, read, device):
+def validation(rows, read, device):
     "Loss of the averaged prediction on student_val, and the cosine between the heads' representations."
     at = np.flatnonzero((rows.split == 'student_val') & rows.label.notna())
     label = torch.from_numpy(rows.label.values[at].astype('int64')).to(device)
@@ -304,12 +304,12 @@ def train_student(run:Run, cfg:dict, method:str, seed:int, key:str, kept:list[in
             return eq8(cls, dist, verdict[at], target, cfg.smoothing, None if weight is None else weight[at]), {}
         strict = row.order != 'interleaved'
         acceptable = _curriculum(run)['acceptable'] if strict else 'shared'
-        history = fit(model, lambda epoch: epoch_batches(lessons, cfg.batch, seed, epoch, acceptable, strict), loss, _validation(lessons.rows, read, device), cfg.epochs, cfg.lr, cfg.lr_encoder,
+        history = fit(model, lambda epoch: epoch_batches(lessons, cfg.batch, seed, epoch, acceptable, strict), loss, validation(lessons.rows, read, device), cfg.epochs, cfg.lr, cfg.lr_encoder,
                       cfg.weight_decay, cfg.clip, schedule=cfg.schedule, seed=('distill', seed), device=device, checkpoint=work/'state.pt')
-        if not ranks()[0]: _write_student(work, model, read, lessons.rows, history) # of several processes the first
+        if not ranks()[0]: write_student(work, model, read, lessons.rows, history) # of several processes the first
 
 # %% ../nbs/37_distill.ipynb #79aa6c88
-def _write_student(work, model, read, rows, history):
+def write_student(work, model, read, rows, history):
     at = np.flatnonzero(rows.split.isin(['student_val','teacher_test','test']))
     cls, dist = score(model, read, at)
     logits = {f'{head}_logit{c}': v[:, c].float().cpu().numpy() for head, v in (('cls', cls), ('dist', dist)) if v is not None for c in (0, 1)}
