@@ -49,13 +49,16 @@ def view_pixels(images,            # uint8 memmap, ads x H x W x 3
                 rows:pd.DataFrame, # from `view_table`
                 which:np.ndarray,  # positions in `rows`
                 view:np.ndarray,   # the view of each
-                seed:int, ops:int, magnitude:int
-               )->torch.Tensor:    # uint8, B x 3 x H x W
+                seed:int, ops:int, magnitude:int,
+                device:torch.device=torch.device('cpu') # where they are transformed
+               )->torch.Tensor:    # uint8, B x 3 x H x W, on `device`
     "The asked views as pixels: view 0 as it is, the others transformed by (ad, view, seed)."
-    pixels = torch.from_numpy(images[rows.image_row.values[which]]).permute(0, 3, 1, 2).contiguous()
+    pixels = torch.from_numpy(images[rows.image_row.values[which]]).permute(0, 3, 1, 2).contiguous().to(device)
     moved = np.flatnonzero(view)
     seeds = [seed_for('view', rows.ad_id.values[which[i]], int(view[i]), seed) for i in moved]
-    if len(moved): pixels[moved] = augment(pixels[moved], seeds, ops, magnitude)
+    if len(moved):
+        at = torch.from_numpy(moved).to(device)
+        pixels[at] = augment(pixels[at], seeds, ops, magnitude)
     return pixels
 
 # %% ../nbs/25_features.ipynb #332cd83c
@@ -108,7 +111,7 @@ def source(run:Run,
     rows = read_table(run/'25_features/rows.parquet')
     if kind == 'pixels':
         images, cfg = images_of(run), read_json(run/'25_features/manifest.json')['spec']['config']
-        def pixels(which, view): return normalise(view_pixels(images, rows, which, view, cfg['seed'], cfg['ops'], cfg['magnitude']).to(device), mean, std)
+        def pixels(which, view): return normalise(view_pixels(images, rows, which, view, cfg['seed'], cfg['ops'], cfg['magnitude'], device), mean, std)
         return pixels
     values, first = torch.from_numpy(np.load(run/f'25_features/{kind}.npy')), rows['first'].values
     if device.type == 'cuda': values = values.to(device)

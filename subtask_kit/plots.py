@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['CONFIG', 'BLUE', 'ORANGE', 'GREEN', 'RED', 'PINK', 'SKY', 'GREY', 'COLOURS', 'SYMBOLS', 'LINE', 'TEMPLATE',
-           'VERDICTS', 'SCALES', 'SHRUNKEN', 'TICK', 'figure', 'styled', 'show', 'to_html', 'text', 'cluster_label',
-           'cluster_map', 'dots', 'upright', 'teacher_marks', 'pooled_words', 'side_by_side', 'teacher_traces',
-           'teacher_plot', 'sensitivity_plot', 'sweep_plot', 'feed_plot', 'results_plot', 'recall_plot', 'loss_traces',
-           'curves', 'selflabel_plot', 'score_plot']
+           'VERDICTS', 'SCALES', 'SHRUNKEN', 'TICK', 'PAPER', 'figure', 'styled', 'show', 'to_html', 'text',
+           'cluster_label', 'cluster_map', 'dots', 'upright', 'teacher_marks', 'pooled_words', 'side_by_side',
+           'teacher_traces', 'teacher_plot', 'sensitivity_plot', 'sweep_plot', 'feed_plot', 'results_plot',
+           'beside_words', 'beside_traces', 'table2_plot', 'recall_plot', 'loss_traces', 'curves', 'selflabel_plot',
+           'score_plot']
 
 # %% ../nbs/60_plots.ipynb #a66cc0ae
 import html
@@ -210,11 +211,12 @@ def feed_plot(feed:pd.DataFrame,   # from `curriculum.composition`
               order:list[int],     # the curriculum
               names:dict|None=None # cluster -> name
              )->go.Figure:
-    "An epoch, batch by batch; batches of several sub-tasks are grey."
-    mixed = feed.groupby('batch').cluster.transform('size') > 1
-    t = feed.assign(cluster=feed.cluster.where(~mixed, -1)).groupby(['batch', 'cluster'], as_index=False)[['defective', 'acceptable']].sum()
+    "An epoch, batch by batch, in the colour of the sub-task that has most of a batch; what belongs to others is grey."
+    ads = feed.defective + feed.acceptable
+    rest = ads <= 2/3*ads.groupby(feed.batch).transform('sum')
+    t = feed.assign(cluster=feed.cluster.where(~rest, -1), tasks=1).groupby(['batch', 'cluster'], as_index=False)[['defective', 'acceptable', 'tasks']].sum()
     colour = [GREY if c < 0 else COLOURS[order.index(c) % len(COLOURS)] for c in t.cluster]
-    said = ['all sub-tasks, mixed' if c < 0 else f'{order.index(c)+1}. cluster {cluster_label(c, names)}' for c in t.cluster]
+    said = [f'of {n} sub-task{"s"*(n > 1)}, mixed' if c < 0 else f'{order.index(c)+1}. cluster {cluster_label(c, names)}' for c,n in zip(t.cluster, t.tasks)]
     def bars(column, sign, opacity):
         hover = [f'batch {b+1}<br>{s}<br>{n} {column} ads' for b,s,n in zip(t.batch, said, t[column])]
         return go.Bar(x=t.batch+1, y=sign*t[column], marker=dict(color=colour, opacity=opacity), text=hover, hovertemplate='%{text}<extra></extra>', textposition='none')
@@ -243,6 +245,46 @@ def results_plot(table:pd.DataFrame,  # results.parquet
     fig = figure(traces, 130 + 24*max(1, len(metrics))*max(2, len(methods)), xaxis_title=f'gain over {text(baseline)}', xaxis_tickformat='+.2f',
                  yaxis=dict(tickvals=list(range(len(methods))), ticktext=ticks, range=[-.6, len(methods)-.4]))
     return fig.add_vline(0, line=dict(color='#7b7b7b', width=1.5))
+
+# %% ../nbs/60_plots.ipynb #d8a52578
+PAPER = {'npv@5%': 'paper_gain5', 'npv@1%': 'paper_gain1'} # metric -> the paper's gain in a table of rows
+
+def beside_words(r,        # a row of the table below, as a tuple
+                 theirs:str # the column of the paper's gain
+                )->str:
+    "What the hand finds when it hovers over a row."
+    ours = 'not trained' if pd.isna(r.gain) else f'here {r.gain:+.3f} ({r.gain_low:+.3f} to {r.gain_high:+.3f}), {r.seeds:.0f} seed{"s"*(r.seeds > 1)}'
+    paper = 'no figure in the paper' if pd.isna(getattr(r, theirs)) else f'the paper {getattr(r, theirs):+.3f}'
+    return f'{text(r.method)}: {text(r.paper, 120)}<br>{text(r.category)}<br>{ours}<br>{paper}'
+
+# %% ../nbs/60_plots.ipynb #8e713a41
+def beside_traces(t:pd.DataFrame, # rows with y and, where they were trained, gain, gain_low, gain_high, seeds
+                  theirs:str      # the column of the paper's gain
+                 )->list[go.Scatter]:
+    "The paper's gain, ours, and ours of stand-ins."
+    said = dict(text=[beside_words(r, theirs) for r in t.itertuples()], hovertemplate='%{text}<extra></extra>')
+    stroke = dict(symbol='line-ns', size=13, line=dict(color=ORANGE, width=3))
+    out = [go.Scatter(x=t[theirs], y=t.y, mode='markers', name='the paper', marker=stroke, **said)]
+    for name, symbol, own in (('here', 'circle', ~t.stand_in.astype(bool)), ('here, by a stand-in', 'circle-open', t.stand_in.astype(bool))):
+        gain, low, high = (t[c].where(own) for c in ('gain', 'gain_low', 'gain_high'))
+        out.append(dots(gain, low, high, t.y, BLUE, symbol, name=name, **said).update(marker_size=9))
+    return out
+
+# %% ../nbs/60_plots.ipynb #51f6dcac
+def table2_plot(results:pd.DataFrame, # results.parquet
+                rows:pd.DataFrame,    # method, category, paper, paper_gain5, paper_gain1, stand_in: in the paper's order
+                baseline:str='vit'    # the row that gains are measured against
+               )->go.Figure:
+    "Our gain with its interval against the paper's, row by row, at the paper's two levels."
+    t = rows[rows.method != baseline].assign(y=lambda t: np.arange(len(t))[::-1])
+    fig = make_subplots(1, 2, shared_xaxes='all', shared_yaxes=True, horizontal_spacing=.04, subplot_titles=[m.replace('npv@', 'NPV at ').replace('%', ' % FPR') for m in PAPER])
+    for k, (metric, theirs) in enumerate(PAPER.items()):
+        both = t.merge(results.loc[results.metric == metric, ['method', 'gain', 'gain_low', 'gain_high', 'seeds']], on='method', how='left')
+        for trace in beside_traces(both, theirs): fig.add_trace(trace.update(showlegend=k == 0), 1, k+1)
+        fig.add_vline(0, line=dict(color='#7b7b7b', width=1.5), row=1, col=k+1)
+    for y in t.y[t.category != t.category.shift(-1)][:-1]: fig.add_hline(y-.5, line=dict(color=LINE, width=1.5))
+    fig.update_yaxes(range=[-.7, len(t)-.3], showgrid=False).update_yaxes(tickvals=t.y, ticktext=t.method.map(text), tickfont_size=12, col=1)
+    return styled(fig.update_xaxes(title_text=f'gain over {text(baseline)}', tickformat='+.2f'), 150 + 22*max(2, len(t)), margin_t=70, legend_y=1+40/(150+22*max(2, len(t))))
 
 # %% ../nbs/60_plots.ipynb #fe9f3134
 def recall_plot(table:pd.DataFrame, # recall.parquet

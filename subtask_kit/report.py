@@ -20,9 +20,11 @@ __all__ = ['LOOK', 'WORDS', 'GAIN', 'SPLITS', 'VERDICT', 'DIFFERS', 'SIDES_OF_LI
            'clash_still', 'clusters_of_suspects', 'cleaned_students', 'cleanings_section', 'worklist_csv',
            'worklist_link', 'worklist_still', 'worklist_section', 'medoids', 'curriculum_section', 'unlabelled_section',
            'level_name', 'result_cell', 'results_table', 'claims_table', 'results_section', 'recall_section',
-           'histories', 'student_curves', 'teacher_curves', 'starts_table', 'training_section', 'operating_section',
-           'score_figure', 'stages_table', 'plain', 'decisions', 'card_section', 'limits_section', 'has_truth',
-           'switch', 'document', 'page', 'Report', 'report']
+           'one_level', 'slices_tables', 'slices_section', 'paper_tables', 'kinds_cell', 'row_name', 'table2_rows',
+           'left_out_words', 'claim_at', 'claim_words', 'claims_summary', 'claims_part', 'scale_words',
+           'table2_section', 'histories', 'student_curves', 'teacher_curves', 'starts_table', 'training_section',
+           'operating_section', 'score_figure', 'stages_table', 'plain', 'decisions', 'card_section', 'limits_section',
+           'has_truth', 'switch', 'document', 'page', 'Report', 'report']
 
 # %% ../nbs/62_report.ipynb #20528f8e
 import base64
@@ -188,6 +190,19 @@ WORDS |= dict(
     cleaned='What either way of cleaning does to a student. <code>vit_cleanlab</code> is the plain transformer without the suspects; the other rows learn from specialists.',
     worklist='Verdicts on teachers hang on few audited ads. To judge these again, in this order, makes most of them clear; put right what is wrong in the data, and run again. The list '
              'favours ads on which teachers and verdicts differ: put some others among them, and judge without knowing which is which, or every mistake that is found will speak for the teachers.')
+
+# %% ../nbs/62_report.ipynb #049060da
+WORDS |= dict(
+    table2='The rows of the paper\'s Table 2 in its order, on the test ads of this run ({defects} of them defective, {seeds}). A cell holds the value with its interval, and below it the gain over <code>{baseline}</code> '
+           'on the same draws, in colour where its own interval excludes zero; all gains share the luck of <code>{baseline}</code>, and with so many rows some intervals miss zero by chance, which the claims below allow for. CPU minutes are those of one seed.',
+    kinds=' <em>Kinds</em>: at {level} FPR all rows catch the same share of the defective ads, and differ in which; this is the recall of each hidden sub-defect, on average, and below of the one that a row is worst at (in brackets, how many such ads are in test).',
+    stand_in='<strong>Rows with an asterisk are stand-ins</strong>: small networks of that kind over the same frozen tokens, not the paper\'s own. Teachers and student share '
+             'that trunk, which the paper\'s do not. K and epochs are scaled to this run{scale}. The table says whether an idea carries over, not what those networks would reach.',
+    beside='The stroke is what the paper reports, on its own ads and without an interval. Compare signs and the order of rows, not sizes.',
+    claims2='Each claim is a paired difference on the same draws of ads and seeds. It <em>holds</em> or <em>does not</em> where its p-value is below {alpha} after Holm\'s correction for all claims at that level; the interval in '
+            'brackets is not corrected, so that one which excludes zero may still be luck.',
+    slices='Share of the defective ads that is intercepted at {level} FPR, by the size of the advertiser (how many ads it has in all) and by month; in brackets, how many defective ads. The threshold is that of '
+           'the whole test set, and the intervals are those of a share of so few ads: neighbours that overlap say nothing.')
 
 # %% ../nbs/62_report.ipynb #6325abd3
 def words(name:str,  # a key of WORDS
@@ -968,9 +983,136 @@ def results_section(d)->str:
 
 def recall_section(d)->str:
     "Section: which hidden kinds are caught."
-    levels = d['recall'].level.unique()
-    level = .05 if np.isclose(levels, .05).any() else levels.min()
+    level = one_level(d['recall'])
     return words('recall', level=percent(level)) + plots.to_html(plots.recall_plot(d['recall'], level), 'fig_recall')
+
+# %% ../nbs/62_report.ipynb #bab8e94d
+def one_level(table:pd.DataFrame # with a column level
+             )->float:
+    "The level to show: 5 % where it was measured."
+    return .05 if np.isclose(table.level, .05).any() else table.level.min()
+
+def slices_tables(slices:pd.DataFrame # slices.parquet
+                 )->str:
+    "Methods x parts of the defective ads, a table a slice."
+    t, out = slices[np.isclose(slices.level, one_level(slices))], ''
+    for name, g in t.groupby('slice', sort=False):
+        n, r = g.groupby('value', sort=False).n.first(), g.set_index(['method', 'value'])
+        def cell(m, v): return f'{r.recall[m, v]:.2f} <small>{span(r.low[m, v], r.high[m, v])}</small>'
+        rows = [[f'<code>{esc(m)}</code>', *(cell(m, v) for v in n.index)] for m in dict.fromkeys(g.method)]
+        out += f'<h3>Recall by {esc(name)}</h3>' + grid(rows, ['method', *(f'{esc(v)} ({k})' for v,k in n.items())])
+    return out
+
+def slices_section(d)->str:
+    "Section: whose defective ads are caught, and when."
+    return words('slices', level=percent(one_level(d['slices']))) + slices_tables(d['slices'])
+
+# %% ../nbs/62_report.ipynb #5d87ae74
+def paper_tables(d)->dict: # 'table2': name -> table, with 'left_out'; 'slices' of the run's own rows
+    "What was written beside the tables of `read_run`; nothing of a stage that has not finished."
+    def read(stage, *names):
+        files = {name: d['run']/stage/f'{name}.parquet' for name in names if stage in d['manifests']}
+        return {name: read_table(p) for name,p in files.items() if p.exists()}
+    found, own = read('43_table2', 'rows', 'results', 'claims', 'slices', 'recall'), {k: t for k,t in read('41_evaluate', 'slices').items() if len(t)}
+    return own | (dict(table2=found | dict(left_out=read_json(d['run']/'43_table2/left_out.json', {}))) if found else {})
+
+# %% ../nbs/62_report.ipynb #243d03f3
+def kinds_cell(recall:pd.DataFrame # recall.parquet, one method at one level
+              )->str:
+    "Recall of hidden kinds: the mean, and the worst."
+    if recall.empty: return ''
+    worst = recall.loc[recall.recall.idxmin()]
+    return f'<b>{recall.recall.mean():.2f}</b><br><small>{esc(worst.sub_defect) or "no kind"} ({worst.n}) {worst.recall:.2f}<br>{span(worst.low, worst.high)}</small>'
+
+def row_name(r,      # a row of 43_table2/rows.parquet
+             why:str # it was left out
+            )->str:
+    "What a row is called, here and in the paper."
+    left = f'<br><small><b>left out</b>: {esc(why)}</small>' if why else ''
+    return f'<b>{esc(r.method)}</b>{"*" if r.stand_in else ""}<br><small>{esc(r.paper)}</small>{left}'
+
+# %% ../nbs/62_report.ipynb #5c92ee51
+def table2_rows(t:dict # the tables of 43_table2
+               )->str:
+    "The paper's rows x what was measured of them."
+    rows, metrics = t['rows'], [m for m in (*plots.PAPER, 'auc') if (t['results'].metric == m).any()]
+    cells, minutes = t['results'].set_index(['method', 'metric']), t['results'].groupby('method').cpu_minutes.first()
+    kinds = t['recall'][np.isclose(t['recall'].level, one_level(t['recall']))] if 'recall' in t else None
+    def row(r, first):
+        why = '' if r.method in minutes.index else t['left_out'].get(r.method, 'not trained')
+        found = [result_cell(cells.loc[(r.method, m)]) if (r.method, m) in cells.index else '' for m in metrics]
+        recall = [] if kinds is None else [kinds_cell(kinds[kinds.method == r.method])]
+        return [esc(r.category) if first else '', row_name(r, why), *found, *recall, num(minutes.get(r.method))]
+    firsts = rows.category != rows.category.shift()
+    head = ['category', 'method', *map(level_name, metrics), *(['kinds'] if kinds is not None else []), 'CPU<br>min']
+    return grid([row(r, first) for r,first in zip(rows.itertuples(), firsts)], head, left=2)
+
+def left_out_words(t:dict)->str:
+    "Rows that are in no table at all, and why."
+    rest = {m: why for m,why in t['left_out'].items() if m not in set(t['rows'].method)}
+    return f'<p>Left out: {"; ".join(f"<code>{esc(m)}</code> ({esc(why)})" for m,why in rest.items())}.</p>' if rest else ''
+
+# %% ../nbs/62_report.ipynb #f2f33b2c
+def claim_at(r # a row of claims.parquet
+            )->str:
+    "What was measured of a claim at one level, in words."
+    a, b, p = f'<code>{esc(r.a)}</code>', f'<code>{esc(r.b)}</code>', num(r.p_holm, 3)
+    found = f'{a} {"gains" if r.gain >= 0 else "loses"} {abs(r.gain):.3f} against {b} ({span(r.low, r.high, 3, "+")}), p = {p} after correction'
+    alone = ' Its own interval excludes zero; among so many claims that alone is no proof.' if r.verdict == 'cannot tell' and says(r.low, r.high) != 'cannot tell' else ''
+    said = {'holds': f'it {badge(r.verdict)}', 'does not': f'it {badge(r.verdict)} hold', 'cannot tell': f'this run {badge(r.verdict)}'}[r.verdict]
+    return f'At {percent(r.metric.removeprefix("npv@"))} FPR {said}: {found}.{alone}'
+
+def claim_words(claims:pd.DataFrame, # of one pair, at one level or more
+                seeds:pd.Series,     # method -> how many
+                defects:int          # in test
+               )->str:
+    "A paragraph on one claim."
+    r = claims.iloc[0]
+    a, b = (int(seeds.get(m, 0)) for m in (r.a, r.b))
+    of = f'{a} seed{"s"*(a != 1)} of each row' if a == b else f'{a} and {b} seeds'
+    text = esc(r.claim[0].upper() + r.claim[1:])
+    return f'<p><b>{text}.</b> {" ".join(map(claim_at, claims.itertuples()))} <small>{num(defects)} defective test ads, {of}.</small></p>'
+
+def claims_summary(claims:pd.DataFrame)->str:
+    "How many hold, at every level."
+    def at(metric, n):
+        yes, no, open_ = (int(n.get(v, 0)) for v in ('holds', 'does not', 'cannot tell'))
+        return f'Of {n.sum()} claims at {percent(metric.removeprefix("npv@"))} FPR, {yes} hold{"s"*(yes == 1)}, {no} do{"es"*(no == 1)} not, and {open_} cannot be told at this n.'
+    return ' '.join(at(m, g.verdict.value_counts()) for m,g in claims.groupby('metric', sort=False))
+
+# %% ../nbs/62_report.ipynb #99d10199
+def claims_part(t:dict, alpha:float, defects)->str:
+    "All claims on the paper's table, at its two levels."
+    claims = t['claims']
+    if claims.empty: return ''
+    shown = claims[claims.metric.isin(plots.PAPER)] if claims.metric.isin(plots.PAPER).any() else claims
+    shown = shown.sort_values('metric', key=lambda m: m.map(lambda x: list(plots.PAPER).index(x) if x in plots.PAPER else 9), kind='stable')
+    seeds = t['results'].groupby('method').seeds.first()
+    parts = [claim_words(shown[shown.claim == c], seeds, defects) for c in dict.fromkeys(claims.claim)]
+    return '<h3>The claims, one by one</h3>' + words('claims2', alpha=f'{alpha:.2g}') + f'<p class=lead>{claims_summary(shown)}</p>' + ''.join(parts)
+
+# %% ../nbs/62_report.ipynb #e3a5732b
+def scale_words(d)->str:
+    "What the run has for the paper's K and epochs."
+    k, epochs = (setting(d, name, None, '31_selflabel') for name in ('k', 'epochs'))
+    return f': where the paper has K 100 and 300 epochs of self-labelling it has K {k} and {epochs} epochs, and the others in proportion' if k and epochs else ''
+
+# %% ../nbs/62_report.ipynb #c8eaf72f
+def table2_section(d)->str:
+    "Section: the paper's table, its figure, its claims."
+    t, made = d['table2'], d['manifests']['43_table2']
+    defects, base, warning = made['metrics'].get('test_defects'), setting(d, 'baseline', 'vit'), made['metrics'].get('warning')
+    low, high = (int(x) for x in t["results"].seeds.agg(["min", "max"]))
+    seeds = f'{high} seed{"s"*(high != 1)} a row' if low == high else f'{low} to {high} seeds a row'
+    kinds = WORDS['kinds'].format(level=percent(one_level(t['recall']))) if 'recall' in t else ''
+    out = note(WORDS['table2'].format(defects=num(defects), seeds=seeds, baseline=esc(base)) + kinds + (WORDS['one_seed'] if high == 1 else ''))
+    if t['rows'].stand_in.any(): out += f'<p class=warn>{WORDS["stand_in"].format(scale=scale_words(d))}</p>'
+    if warning: out += f'<p class=warn>{esc(warning)}</p>'
+    out += table2_rows(t) + left_out_words(t)
+    seen = f'gains of {t["results"].method.nunique()} methods beside those that the paper reports'
+    out += '<h3>Beside the paper</h3>' + words('beside') + charted(plots.table2_plot(t['results'], t['rows'], base), 'fig_table2', seen, wide=True)
+    out += claims_part(t, 1-setting(d, 'coverage', .9), defects)
+    return out + (fold('For whom, and when', words('slices', level=percent(one_level(t['slices']))) + slices_tables(t['slices'])) if len(t.get('slices', ())) else '')
 
 # %% ../nbs/62_report.ipynb #5e2619a3
 def histories(d, parent:str, panels:list[tuple])->pd.DataFrame:
@@ -1143,7 +1285,8 @@ SECTIONS = dict( # id -> (title, tables it needs, function)
     cleanings=('Clusters and pictures', ('suspects', 'partition', 'competence', 'ads'), cleanings_section), worklist=('What to judge again', ('worklist', 'ads'), worklist_section),
     curriculum=('Curriculum', ('curriculum', 'competence', 'clusters', 'ads'), curriculum_section),
     unlabelled=('Unlabelled ads', ('routed', 'ads'), unlabelled_section), results=('Results', ('results',), results_section),
-    recall=('Recall of hidden sub-defects', ('recall',), recall_section), training=('Training', ('rounds',), training_section),
+    recall=('Recall of hidden sub-defects', ('recall',), recall_section), slices=('For whom, and when', ('slices',), slices_section),
+    table2=('The paper\'s Table 2', ('table2',), table2_section), training=('Training', ('rounds',), training_section),
     operating=('The operating point', ('operating', 'results', 'scores', 'ads'), operating_section),
     card=('Run card', (), card_section), limits=('Limits', (), limits_section))
 
@@ -1176,6 +1319,7 @@ def page(d:dict,       # from `read_run`, with 'cfg'
          title:str=''  # of the page; the run's name without one
         )->str:
     "The whole report."
+    d = d | paper_tables(d)
     parts = {k: (head, f(d)) for k,(head,needs,f) in SECTIONS.items() if all(n in d for n in needs)}
     contents = ''.join(f'<a href="#{k}">{head}</a>' for k,(head,_) in parts.items())
     main = ''.join(f'<section id={k}><h2>{head}</h2>{text}</section>' for k,(head,text) in parts.items())
@@ -1193,10 +1337,10 @@ class Report:
     thumbs: int = 12 # pictures of a cluster; a third of them are its least sure members
 
 # %% ../nbs/62_report.ipynb #eaab5e06
-NEEDS = ('13_curate', '31_selflabel?', '32_clusters?', '33_specialists?', '34_select?', '35_curriculum?', '36_unlabelled?', '37_distill?', '39_sweep?', '41_evaluate?',
+NEEDS = ('13_curate', '31_selflabel?', '32_clusters?', '33_specialists?', '34_select?', '35_curriculum?', '36_unlabelled?', '37_distill?', '39_sweep?', '41_evaluate?', '43_table2?',
          *(f'{name}?' for name in DECISIONS))
 
-@stage('62_report', schema=3, needs=NEEDS)
+@stage('62_report', schema=4, needs=NEEDS)
 def _report(cfg, run, out):
     "Write the page."
     text = page(read_run(run) | dict(cfg=cfg), cfg.title)

@@ -6,20 +6,23 @@
 __all__ = ['PIPS', 'SPOTS', 'DEFECTS', 'LOOKALIKES', 'OTHERS', 'GOODS', 'INDIVIDUALS', 'PATTERNS', 'MARGIN', 'OPENERS', 'MIDDLES',
            'THINGS', 'CLOSERS', 'NOISE', 'STOREFRONT', 'OTHER_SELLERS', 'FIRST', 'SECOND', 'YEAR', 'EMBARGO', 'DAY',
            'CUTS', 'SIZES', 'VAL', 'TEST', 'END', 'OPEN', 'SHUT', 'EXTRA', 'EDITS', 'COLUMNS', 'VERSION', 'KINDS',
-           'FASHION', 'box', 'oval', 'ring', 'smooth', 'lathe', 'stroke', 'place', 'moved', 'pistol', 'revolver',
-           'hair_dryer', 'bottle', 'vase', 'twig', 'cube', 'dice', 'gift', 'cigarette', 'pencil', 'pills', 'buttons',
-           'flame', 'tulip', 'skull', 'smiley', 'suit', 'slab', 'cards', 'phone', 'leaflet', 'cannabis', 'plant',
-           'handle', 'knife', 'spoon', 'mug', 'book', 'shoe', 'lamp', 'chair', 'clock', 'tones', 'rgb', 'model',
-           'paint', 'hsv', 'style', 'backdrop', 'headlines', 'word', 'headline_strip', 'glitch', 'catalogue_ground',
-           'draw_ad', 'contact_sheet', 'tail', 'shares', 'deal', 'verdicts', 'sellers', 'seconds', 'base_ads', 'later',
-           'duplicates', 'respell', 'resized', 'recompressed', 'cropped', 'toned', 'pool_ads', 'named', 'plan_world',
-           'count_ads', 'write_images', 'write_manifest', 'finished', 'write_world', 'make_storefront', 'read_idx',
-           'read_fashion', 'photograph_of', 'make_fashion']
+           'FASHION', 'SUPERCLASSES', 'FINE', 'CIFAR', 'SOURCES', 'PHOTOGRAPHS', 'box', 'oval', 'ring', 'smooth',
+           'lathe', 'stroke', 'place', 'moved', 'pistol', 'revolver', 'hair_dryer', 'bottle', 'vase', 'twig', 'cube',
+           'dice', 'gift', 'cigarette', 'pencil', 'pills', 'buttons', 'flame', 'tulip', 'skull', 'smiley', 'suit',
+           'slab', 'cards', 'phone', 'leaflet', 'cannabis', 'plant', 'handle', 'knife', 'spoon', 'mug', 'book', 'shoe',
+           'lamp', 'chair', 'clock', 'tones', 'rgb', 'model', 'paint', 'hsv', 'style', 'backdrop', 'headlines', 'word',
+           'headline_strip', 'glitch', 'catalogue_ground', 'draw_ad', 'contact_sheet', 'tail', 'shares', 'deal',
+           'verdicts', 'sellers', 'seconds', 'base_ads', 'later', 'duplicates', 'respell', 'resized', 'recompressed',
+           'cropped', 'toned', 'pool_ads', 'named', 'plan_world', 'count_ads', 'write_images', 'write_manifest',
+           'finished', 'write_world', 'make_storefront', 'read_idx', 'read_fashion', 'photograph_of', 'make_fashion',
+           'read_cifar', 'make_cifar']
 
 # %% ../nbs/10_storefront.ipynb #76917999
+import codecs
 import functools
 import gzip
 import json
+import pickle
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -753,7 +756,7 @@ def named(ads, world, letter, titles, rng):
                       submitted_at=(pd.Timestamp(YEAR[0]) + pd.to_timedelta(ads.t, unit='s')).dt.strftime('%Y-%m-%dT%H:%M:%SZ'))
 
 # %% ../nbs/10_storefront.ipynb #b0cbdae4
-def plan_world(world:dict,        # `STOREFRONT` or `FASHION`
+def plan_world(world:dict,        # `STOREFRONT`, `FASHION` or `CIFAR`
                size:str='tiny',   # a name in `SIZES`
                seed:int=0,
                val_noise:float=0. # share of wrong verdicts among val's defective ads
@@ -874,18 +877,30 @@ def read_fashion(source):
     return np.concatenate(found[:2]), np.concatenate(found[2:])
 
 # %% ../nbs/10_storefront.ipynb #8e59484d
-def photograph_of(plan, pool, labels, seed):
+def photograph_of(plan, pool, labels, seed, kinds=KINDS, name='fashion'):
     "Which photograph each piece of art is: art number -> row, no photograph twice."
     art = pd.concat([plan[['art', 'kind']], pool[['art', 'kind']]]).drop_duplicates('art')
     rows = {}
     for kind,group in art.groupby('kind'):
-        choice = rng_for('fashion', 'photographs', seed, kind).permutation(np.flatnonzero(labels == KINDS.index(kind)))
+        choice = rng_for(name, 'photographs', seed, kind).permutation(np.flatnonzero(labels == kinds.index(kind)))
         if len(group) > len(choice): raise UserError(f'the source has {len(choice)} pictures of kind "{kind}" and {len(group)} are needed',
                                                      'choose a smaller size')
         rows |= dict(zip(sorted(group.art), choice))
     return rows
 
 # %% ../nbs/10_storefront.ipynb #5080b3c0
+def _make_photographs(world, kinds, read, out, source, size, seed, val_noise, px):
+    "Make a manifest of a world whose pictures are photographs, which `read` finds in `source`."
+    if not 16 <= px <= 1024: raise UserError(f'pictures of {px} pixels cannot be made', 'choose 16 to 1024')
+    out, made = Path(out), dict(name=world['name'], size=size, px=px, seed=seed, val_noise=val_noise, version=VERSION)
+    if done := finished(out, made): return done
+    plan, pool = plan_world(world, size, seed, val_noise)
+    images, labels = read(source)
+    row_of = photograph_of(plan, pool, labels, seed, kinds, world['name'])
+    def draw(ad): return Image.fromarray(images[row_of[ad.art]]).resize((px, px), Image.BICUBIC).convert('RGB')
+    return write_world(out, made, plan, pool, draw)
+
+# %% ../nbs/10_storefront.ipynb #33c455fc
 def make_fashion(out:str|Path,       # folder to make
                  source:str|Path,    # folder with Fashion-MNIST's four IDX files
                  size:str='tiny',    # 'micro', 'tiny' or 'paper'
@@ -894,11 +909,69 @@ def make_fashion(out:str|Path,       # folder to make
                  px:int=64           # width of the pictures, which have 28 pixels at home
                 )->dict:             # counts
     "Make a manifest from Fashion-MNIST; same arguments, same bytes."
-    if not 16 <= px <= 1024: raise UserError(f'pictures of {px} pixels cannot be made', 'choose 16 to 1024')
-    out, made = Path(out), dict(name='fashion', size=size, px=px, seed=seed, val_noise=val_noise, version=VERSION)
-    if done := finished(out, made): return done
-    plan, pool = plan_world(FASHION, size, seed, val_noise)
-    images, labels = read_fashion(source)
-    row_of = photograph_of(plan, pool, labels, seed)
-    def draw(ad): return Image.fromarray(images[row_of[ad.art]]).resize((px, px), Image.BICUBIC).convert('RGB')
-    return write_world(out, made, plan, pool, draw)
+    return _make_photographs(FASHION, KINDS, read_fashion, out, source, size, seed, val_noise, px)
+
+# %% ../nbs/10_storefront.ipynb #1efc28ad
+SUPERCLASSES = {name: kinds.split() for name, kinds in dict( # CIFAR-100's twenty, in the order of its coarse labels
+    aquatic_mammals='beaver dolphin otter seal whale', fish='aquarium_fish flatfish ray shark trout', flowers='orchid poppy rose sunflower tulip',
+    food_containers='bottle bowl can cup plate', fruit_and_vegetables='apple mushroom orange pear sweet_pepper',
+    household_electrical_devices='clock keyboard lamp telephone television', household_furniture='bed chair couch table wardrobe',
+    insects='bee beetle butterfly caterpillar cockroach', large_carnivores='bear leopard lion tiger wolf',
+    large_man_made_outdoor_things='bridge castle house road skyscraper', large_natural_outdoor_scenes='cloud forest mountain plain sea',
+    large_omnivores_and_herbivores='camel cattle chimpanzee elephant kangaroo', medium_mammals='fox porcupine possum raccoon skunk',
+    non_insect_invertebrates='crab lobster snail spider worm', people='baby boy girl man woman', reptiles='crocodile dinosaur lizard snake turtle',
+    small_mammals='hamster mouse rabbit shrew squirrel', trees='maple_tree oak_tree palm_tree pine_tree willow_tree',
+    vehicles_1='bicycle bus motorcycle pickup_truck train', vehicles_2='lawn_mower rocket streetcar tank tractor').items()}
+FINE = sorted(kind for kinds in SUPERCLASSES.values() for kind in kinds) # in the order of the labels 0..99
+
+# %% ../nbs/10_storefront.ipynb #9340f1bc
+_defects = [kind for kinds in zip(*(SUPERCLASSES[s] for s in ('large_carnivores', 'reptiles', 'vehicles_2'))) for kind in kinds]
+_others = [kind for kind in FINE if kind not in _defects]
+_misjudged = [tuple(SUPERCLASSES[s]) for s in ('flowers', 'food_containers')]
+CIFAR = dict(
+    name='cifar', defects=tail(_defects, .9), misjudged=_misjudged, stray={k: 1 for k in _others if k not in sum(_misjudged, ())}, harmless={k: .5 if k in sum(_misjudged, ()) else 1 for k in _others},
+    pool=(tail(reversed(_defects), .9), dict.fromkeys(_others, 1)), sizes={'paper': dict(pool=6000)}) # there are no more photographs
+
+# %% ../nbs/10_storefront.ipynb #b5ff6c3f
+class _Arrays(pickle.Unpickler):
+    "Reads arrays, numbers and text, and nothing that could do anything."
+    def find_class(self, module, name):
+        known = dict(_reconstruct=np.empty(0).__reduce__()[0], ndarray=np.ndarray, dtype=np.dtype, encode=codecs.encode)
+        if module.split('.')[0] in ('numpy', '_codecs') and name in known: return known[name]
+        raise pickle.UnpicklingError(f'{module}.{name} is no array')
+
+def _read_batch(path):
+    try:
+        with open(path, 'rb') as f: batch = _Arrays(f, encoding='latin1').load()
+        images, fine, coarse = batch['data'].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.array(batch['fine_labels']), np.array(batch['coarse_labels'])
+    except Exception as e: raise UserError(f'{path} is not a whole file of CIFAR-100 ({type(e).__name__}: {e})', 'fetch it again') from None
+    of = np.array([next(i for i, kinds in enumerate(SUPERCLASSES.values()) if kind in kinds) for kind in FINE])
+    if images.dtype != np.uint8 or not len(images) == len(fine) == len(coarse) or not np.isin(fine, range(100)).all() or (of[fine] != coarse).any():
+        raise UserError(f'{path} does not hold the pictures and labels of CIFAR-100', 'fetch it again')
+    return images, fine
+
+# %% ../nbs/10_storefront.ipynb #7479040f
+def read_cifar(source):
+    "All 60,000 photographs and their fine classes from the folder `source`."
+    folder = next((p for p in (Path(source), Path(source)/'cifar-100-python') if (p/'train').exists()), Path(source))
+    if missing := [n for n in ('train', 'test') if not (folder/n).is_file()]:
+        raise UserError(f'{source} has no file {missing[0]}', SOURCES['cifar'])
+    images, labels = zip(*(_read_batch(folder/n) for n in ('train', 'test')))
+    return np.concatenate(images), np.concatenate(labels)
+
+SOURCES = dict( # of the photographs, for those who have none
+    fashion='the folder of the Debian package dataset-fashion-mnist, or where torchvision.datasets.FashionMNIST(download=True) put its files',
+    cifar='the folder cifar-100-python, out of cifar-100-python.tar.gz or where torchvision.datasets.CIFAR100(ROOT, download=True) put it')
+
+# %% ../nbs/10_storefront.ipynb #489a605a
+def make_cifar(out:str|Path,       # folder to make
+               source:str|Path,    # folder with CIFAR-100's files `train` and `test`
+               size:str='tiny',    # 'micro', 'tiny' or 'paper'
+               seed:int=0,
+               val_noise:float=0., # share of wrong verdicts among val's defective ads
+               px:int=64           # width of the pictures, which have 32 pixels at home
+              )->dict:             # counts
+    "Make a manifest from CIFAR-100; same arguments, same bytes."
+    return _make_photographs(CIFAR, FINE, read_cifar, out, source, size, seed, val_noise, px)
+
+PHOTOGRAPHS = dict(fashion=make_fashion, cifar=make_cifar) # worlds that need a source -> what makes them

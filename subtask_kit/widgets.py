@@ -675,8 +675,8 @@ def epoch_feed(e:Editor, method:str, order:list[int], epoch:int)->pd.DataFrame: 
     cfg = {s: e.d['manifests'].get(s, {}).get('spec', {}).get('config', {}) for s in ('35_curriculum', '37_distill')}
     cluster = e.d['partition'].cluster.to_numpy()
     defective, acceptable = np.arange(len(cluster)), len(cluster) + np.arange(((e.d['ads'].split == 'train') & (e.d['ads'].label == 1)).sum())
-    fed = batches(order, cluster, defective, acceptable, cfg['37_distill'].get('batch', 64), cfg['37_distill'].get('seeds', [0])[0], epoch,
-                  cfg['35_curriculum'].get('acceptable', 'shared') if method != 'interleaved' else 'shared', method != 'interleaved')
+    how = (cfg['35_curriculum'].get('acceptable', 'shared'), cfg['35_curriculum'].get('pace', 'strict')) if method != 'interleaved' else ('shared', 'mixed')
+    fed = batches(order, cluster, defective, acceptable, cfg['37_distill'].get('batch', 64), cfg['37_distill'].get('seeds', [0])[0], epoch, *how, cfg['37_distill'].get('epochs', 12))
     return composition(fed, defective)
 
 def order_rows(e:Editor, orders:dict[str,list[int]], chosen:str)->pd.DataFrame: # for `Gallery.show`

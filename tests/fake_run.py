@@ -203,6 +203,42 @@ def make_results(rng, older=False):
     return pd.DataFrame(rows).astype({'gain': float, 'gain_low': float, 'gain_high': float}), pd.DataFrame(claims)
 
 
+def make_slices(methods):
+    "slices.parquet."
+    parts = [('advertiser size', '1 to 4 ads', 20), ('advertiser size', '5 to 9 ads', 30), ('month', '2024-05', 35), ('month', '2024-06', 15)]
+    return pd.DataFrame([dict(method=m, slice=s, value=v, n=n, level=l, recall=1-l-n/1000, low=.7, high=1.) for m in methods for s,v,n in parts for l in (.01, .05, .1)])
+
+
+PAPER_ROWS = [ # method, category, paper, paper_gain5, paper_gain1, stand_in, k, epochs
+    ('vit', 'Regular fine-tuning', 'ViT-Base/16', np.nan, np.nan, False, 0, 0), ('resnext', 'Regular fine-tuning', 'ResNeXt-101', -.033, -.039, True, 0, 0), ('coatnet', 'Regular fine-tuning', 'CoAtNet-2', .012, .013, True, 0, 0),
+    ('deit_1', 'Single teacher', 'DeiT-Base/16 + Teacher ResNet-50', .084, .108, False, 0, 0), ('mc', 'Self-label multi-class', '300 Epoch SL K100 + Swin-B/P4W7', .086, .108, True, 8, 12),
+    ('ft_hd', 'Filtered teachers', '300 Epoch SL K100 + DeiT-Base/16 + FT + HD', .104, .151, False, 8, 12), ('ft_sd', 'Filtered teachers', '300 Epoch SL K100 + DeiT-Base/16 + FT + SD', .134, .156, False, 8, 12),
+    ('noisy_student', 'Semi-supervised', 'NoisyStudent-L2', .218, .235, False, 0, 0)]
+LEFT_OUT = dict(noisy_student='no unlabelled ads', ft_sd_cc_ul='no unlabelled ad is used')
+
+
+def make_table2(rng):
+    "rows and results of the paper's table; the last row was not trained."
+    rows = pd.DataFrame(PAPER_ROWS, columns=['method', 'category', 'paper', 'paper_gain5', 'paper_gain1', 'stand_in', 'k', 'epochs'])
+    def one(m, metric, g): return dict(method=m, metric=metric, value=.5+g, low=.4+g, high=.6+g, gain=np.nan if m == 'vit' else g, gain_low=np.nan if m == 'vit' else g-.06, gain_high=np.nan if m == 'vit' else g+.05,
+                                       seeds=3, sd=.02, cpu_minutes=1.5, config_hash='abc')
+    return rows, pd.DataFrame([one(m, metric, 0. if m == 'vit' else round(rng.normal(.05, .05), 3)) for m in rows.method[:-1] for metric in ('npv@1%', 'npv@5%', 'npv@10%', 'auc')])
+
+
+def table2(run, seed=0, truth=True, mark=''):
+    "43_table2, as `subtask-kit table2` leaves it in a run."
+    rows, results = make_table2(np.random.default_rng(seed))
+    tested = [('soft targets beat hard ones', 'ft_sd', 'ft_hd', .12, .004, 'holds'), ('one teacher helps a transformer', 'deit_1', 'vit', -.11, .03, 'does not'), ('sub-tasks as classes (K+1) beat a plain transformer', 'mc', 'vit', .09, .3, 'cannot tell'),
+              ('a plain transformer beats convolution alone', 'vit', 'resnext', -.01, 1., 'cannot tell')]
+    claims = pd.DataFrame([dict(claim=c+mark, a=a, b=b, metric=f'npv@{l}%', gain=g+l/1000, low=g-.05, high=g+.06, verdict=v, p=p/4, p_holm=p) for c,a,b,g,p,v in tested for l in (1, 5, 10)])
+    methods, recall = rows.method[:-1], [dict(sub_defect=k+mark, n=10+i, recall=.9-i/50) for i,k in enumerate(KINDS)]
+    tables = dict(rows=rows.assign(paper=rows.paper+mark, category=rows.category+mark), results=results, claims=claims, slices=make_slices(methods), scores=pd.DataFrame(dict(method=methods, seed=0)), costs=pd.DataFrame(dict(method=methods, seed=0, cpu_minutes=1.5)))
+    if truth: tables['recall'] = pd.DataFrame([dict(method=m, level=l, low=.6, high=.95, **r) for m in methods for l in (.01, .05, .1) for r in recall])
+    for name, t in tables.items(): write_table(t, run/f'43_table2/{name}.parquet')
+    write_json({m: why+mark for m,why in LEFT_OUT.items()}, run/'43_table2/left_out.json')
+    finish(run, '43_table2', dict(rows=len(methods), test_defects=80, warning=''), config=dict(rows=list(methods), seeds=[0, 1, 2]))
+
+
 def make_scores(rng, ads):
     "p_acceptable of every method and seed on student_val, teacher_test and test."
     judged = ads[ads.split.isin(['student_val', 'teacher_test', 'test'])]
@@ -237,7 +273,9 @@ def evaluation(run, rng, ads, truth, older=False, mark=''):
     write_table(pd.DataFrame([dict(method=m, seed=s, level=l, threshold=.4, student_val_fpr=l, test_fpr=l*1.3, test_npv=.6, low=.5, high=.7) for m in METHODS for s in range(3) for l in (.01, .05, .1)]),
                 run/'41_evaluate/operating.parquet')
     if truth: write_table(pd.DataFrame([dict(method=m, sub_defect=k, n=10+i, level=l, recall=1-l, low=.7, high=1.) for m in METHODS for i,k in enumerate(KINDS) for l in (.01, .05, .1)]), run/'41_evaluate/recall.parquet')
-    if not older: write_table(make_filter(mark), run/'41_evaluate/filter.parquet')
+    if not older:
+        write_table(make_filter(mark), run/'41_evaluate/filter.parquet')
+        write_table(make_slices(METHODS), run/'41_evaluate/slices.parquet')
     finish(run, '41_evaluate', dict(prevalence=.286, test_defects=80, **({} if older else dict(warning='the filtered student is not better at npv@1%'+mark))), config=dict(coverage=.9, baseline='vit'))
 
 
@@ -307,7 +345,7 @@ def make_fake_run(path, k=6, px=32, seed=0, truth=True, until='41_evaluate', hos
 
     stages = {'13_curate': curate, '25_features': lambda: None, '31_selflabel': selflabel, '32_clusters': describe, '33_specialists': teach, '34_select': select, '35_curriculum': order,
               '36_unlabelled': route, '37_distill': distill, '39_sweep': sweep, '41_evaluate': lambda: evaluation(run, rng, ads, truth, older, mark)}
-    config = {'34_select': dict(seed=0, T=.1, scale='lift'), '39_sweep': dict(seeds=(0, 1), T=(0., .1, .4))}
+    config = {'31_selflabel': dict(seed=0, k=k, epochs=12), '34_select': dict(seed=0, T=.1, scale='lift'), '39_sweep': dict(seeds=(0, 1), T=(0., .1, .4))}
     for name, work in stages.items():
         if older and name == '39_sweep': continue
         (run/name).mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 import pytest
 import timm
 import torch
-from subtask_kit.backbones import PACKAGED, SmallStudent, TimmStudent, create, p_acceptable, packaged_weights, trunk
+from subtask_kit.backbones import BLOCKS, PACKAGED, SmallNet, SmallStudent, TimmNet, TimmStudent, create, p_acceptable, packaged_weights, trunk, two_logits
 from subtask_kit.core import UserError
 
 CPU = torch.device('cpu')
@@ -76,7 +76,7 @@ def test_a_wrong_option_is_not_called_a_missing_hub(offline):
 def test_a_deit_student_equals_timms_own_average(distilled):
     torch.manual_seed(0)
     net = timm.create_model('deit_tiny_distilled_patch16_224', num_classes=2, img_size=64).eval()
-    student = TimmStudent('deit_tiny_distilled_patch16_224', distilled, False, img_size=64).eval()
+    student = TimmStudent('deit_tiny_distilled_patch16_224', 2*distilled, False, img_size=64).eval()
     state = {k: v for k, v in net.state_dict().items() if not k.startswith('head')}
     student.net.load_state_dict(state, strict=True)
     student.cls_head.load_state_dict(net.head.state_dict())
@@ -91,17 +91,17 @@ def test_a_deit_student_equals_timms_own_average(distilled):
 
 @pytest.mark.parametrize('name', ['test_vit', ('swin_tiny_patch4_window7_224')])
 def test_a_student_without_a_distillation_token_is_refused(name):
-    with pytest.raises(UserError, match='distillation token'): TimmStudent(name, True, False)
+    with pytest.raises(UserError, match='distillation token'): TimmStudent(name, 2, False)
 
 
 def test_a_student_without_a_class_token_is_refused():
-    with pytest.raises(UserError): TimmStudent('swin_tiny_patch4_window7_224', False, False)
+    with pytest.raises(UserError): TimmStudent('swin_tiny_patch4_window7_224', 0, False)
 
 
 def test_heads_are_named_for_the_optimiser():
     student = SmallStudent(16, 112)
     assert {id(p) for p in student.head_parameters()} == {id(p) for h in (student.cls_head, student.dist_head) for p in h.parameters()}
-    assert len(SmallStudent(16, 112, distilled=False).head_parameters()) == 2
+    assert len(SmallStudent(16, 112, dist_classes=0).head_parameters()) == 2
 
 
 def test_the_small_student_judges_each_ad_alone_and_reads_positions():
@@ -118,3 +118,43 @@ def test_prediction_averages_logits_not_probabilities():
     cls, dist = torch.tensor([[0., 4.]]), torch.tensor([[0., -1.]])
     assert p_acceptable(cls, dist).item() == pytest.approx(1/(1 + torch.tensor(-1.5).exp().item()))
     assert p_acceptable(cls, None).item() == pytest.approx(1/(1 + torch.tensor(-4.).exp().item()))
+
+
+@pytest.mark.parametrize('kind', BLOCKS)
+@pytest.mark.parametrize('side', [1, 2, 3, 4, 7])
+def test_stand_ins_are_networks_of_their_kind(kind, side):
+    torch.manual_seed(0)
+    net, x = SmallNet(kind, side*side, 6, dim=16, layers=2, cls_classes=3).eval(), torch.randn(5, side*side, 6)
+    with torch.no_grad():
+        whole, none = net(x)
+        assert whole.shape == (5, 3) and none is None and torch.allclose(net(x[2:3])[0], whole[2:3], atol=1e-5), 'each ad alone'
+        if side > 1: assert not torch.allclose(net(x[:, torch.randperm(side*side)])[0], whole, atol=1e-4), 'it sees where things are'
+    net.train()(x)[0].sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    own = dict(resnext='Bottleneck', coatnet='MbConvBlock', swin='SwinTransformerBlock')[kind]
+    assert sum(type(m).__name__ == own for m in net.modules()) == 2 and len(net.head_parameters()) == 2
+
+
+def test_the_second_swin_block_is_shifted():
+    first, second = (next(m for m in block.modules() if type(m).__name__ == 'SwinTransformerBlock') for block in SmallNet('swin', 16, 6, dim=16).blocks)
+    assert tuple(first.shift_size) == (0, 0) and tuple(second.shift_size) == (1, 1)
+
+
+def test_tokens_that_are_no_square_are_refused():
+    with pytest.raises(UserError, match='square'): SmallNet('swin', 12, 6)
+
+
+def test_all_defects_together_leave_the_acceptable_probability_alone():
+    logits = torch.randn(9, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(two_logits(logits).softmax(1)[:, 1], logits.softmax(1)[:, -1], atol=1e-6)
+    two = logits[:, :2]
+    assert two_logits(two) is two
+    wild = torch.tensor([[500., 500., -500.]])
+    assert torch.isfinite(two_logits(wild)).all()
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'test_vit'])
+def test_any_timm_model_may_be_a_network(name):
+    net = TimmNet(name, 64, pretrained=False, cls_classes=4)
+    cls, none = net(torch.randn(2, 3, 64, 64))
+    assert cls.shape == (2, 4) and none is None and net.represent(torch.randn(2, 3, 64, 64))[0].shape[1] == net.cls_head.in_features

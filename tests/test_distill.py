@@ -1,4 +1,4 @@
-"Eq. 8 against torch, what a student's key holds, and a person's choices."
+"What a student learns, what its key holds, and a person's choices."
 import json
 
 import numpy as np
@@ -9,74 +9,18 @@ from stages import again, copy_of, hashes
 from subtask_kit import distill as room
 from subtask_kit.artifacts import open_run, read_json, read_table, read_tensors, write_table, write_tensors
 from subtask_kit.core import UserError
-from subtask_kit.distill import ROWS, WHOLE, Distill, Row, build_student, digest, epoch_batches, eq8, hard_target, load_lessons, own_row, rows_of, soft_target, student_key, suspects, train_student, train_variants
-from torch.nn import functional as F
+from subtask_kit.distill import (ROWS, WHOLE, Distill, Row, build_student, digest, epoch_batches, feeding, load_lessons, own_row, rows_of, student_key, suspects, train_student, train_variants,
+                                 variant_jobs, verdict_classes)
 
 
 @pytest.fixture(scope='module')
 def run(micro_run): return open_run(micro_run)
 
 
-def logits(seed, n=9): return torch.randn(n, 2, generator=torch.Generator().manual_seed(seed))
-
-
-VERDICT, MARGIN = torch.tensor([0, 1, 1, 0, 1, 0, 0, 1, 1]), torch.linspace(-4, 4, 9)
-
-
-@pytest.mark.parametrize('smoothing', [0., .05])
-def test_eq8_is_two_cross_entropies(smoothing):
-    cls, dist = logits(0), logits(1)
-    reference = F.cross_entropy(cls, VERDICT, label_smoothing=smoothing) + F.cross_entropy(dist, (MARGIN > 0).long())
-    assert torch.allclose(eq8(cls, dist, VERDICT, hard_target(MARGIN), smoothing), reference)
-    assert torch.allclose(eq8(cls, None, VERDICT, None, smoothing), F.cross_entropy(cls, VERDICT, label_smoothing=smoothing))
-
-
-def test_soft_targets_are_the_teachers_softmax():
-    two = torch.stack([torch.zeros(9), MARGIN], 1)
-    assert torch.allclose(soft_target(MARGIN), two.softmax(1), atol=1e-6)
-    assert torch.equal(hard_target(MARGIN).argmax(1), (MARGIN > 0).long()) and hard_target(MARGIN).sum(1).eq(1).all()
-    dist, none = logits(1), torch.full((9,), -1)
-    ours = eq8(logits(0), dist, none, soft_target(MARGIN))
-    p = two.softmax(1)
-    kl = F.kl_div(dist.log_softmax(1), p, reduction='batchmean')
-    assert torch.allclose(ours, kl - (p*p.log()).sum(1).mean(), atol=1e-6), 'without verdicts [CLS] adds nothing'
-
-
-def test_an_ad_without_verdict_moves_cls_not_at_all_and_the_others_as_before():
-    cls = logits(0).requires_grad_()
-    missing = VERDICT.clone()
-    missing[2:5] = -1
-    g, = torch.autograd.grad(eq8(cls, logits(1), missing, soft_target(MARGIN)), cls)
-    whole, = torch.autograd.grad(eq8(cls, logits(1), VERDICT, soft_target(MARGIN)), cls)
-    assert not g[2:5].any() and torch.allclose(g[[0, 1, 5, 6, 7, 8]], whole[[0, 1, 5, 6, 7, 8]])
-
-
-@pytest.mark.parametrize('smoothing', [0., .05])
-def test_a_weight_multiplies_an_ads_whole_loss(smoothing):
-    "Against the two cross-entropies of each ad, written out."
-    cls, dist, target, weight = logits(0), logits(1), soft_target(MARGIN), torch.linspace(0, 2, 9)
-    verdict = VERDICT.clone()
-    verdict[4] = -1
-    def one(i):
-        y = F.one_hot(verdict[i].clamp(min=0), 2)*(1-smoothing) + smoothing/2
-        return (-(y*cls[i].log_softmax(0)).sum() if verdict[i] >= 0 else 0.) - (target[i]*dist[i].log_softmax(0)).sum()
-    assert torch.allclose(eq8(cls, dist, verdict, target, smoothing, weight), sum(weight[i]*one(i) for i in range(9))/9)
-    assert torch.allclose(eq8(cls, dist, verdict, target, smoothing, torch.ones(9)), eq8(cls, dist, verdict, target, smoothing))
-    alone = [eq8(cls, None, verdict, None, smoothing, w) for w in (torch.full((9,), .5), None)]
-    assert torch.allclose(2*alone[0], alone[1])
-
-
-def test_an_ad_of_weight_zero_teaches_nothing():
-    cls, dist, weight = logits(0).requires_grad_(), logits(1).requires_grad_(), torch.ones(9)
-    weight[3] = 0
-    eq8(cls, dist, VERDICT, soft_target(MARGIN), .05, weight).backward()
-    assert not cls.grad[3].any() and not dist.grad[3].any() and cls.grad[2].any() and dist.grad[2].any()
-
-
 def test_the_own_row_follows_the_curriculum():
     for method in ('cc', 'acc', 'pc', 'apc', 'hand'):
         row = own_row(dict(method=method))
-        assert ROWS[row].order == method and ROWS[row].kept and not ROWS[row].unlabelled and ROWS[row].targets == 'soft'
+        assert ROWS[row].order == method and ROWS[row].kept and not ROWS[row].unlabelled and ROWS[row].loss == 'soft'
     assert own_row(dict(method='interleaved')) == 'ft_sd'
 
 
@@ -86,7 +30,7 @@ def test_the_margin_of_the_view_that_the_student_sees_is_looked_up(run):
     table, where = read_table(run/'32_clusters/partition.parquet'), lessons.rows.ad_id
     own = dict(zip(table.ad_id, table.cluster)) | dict(zip(*read_table(run/'36_unlabelled/routed.parquet')[['ad_id', 'cluster']].values.T))
     seen, views = [], set()
-    for which, view, margin in epoch_batches(lessons, 32, 0, 0, 'shared', False):
+    for which, view, margin in epoch_batches(lessons, 32, 0, 0, 'shared', 'mixed'):
         assert len(which) <= 32 and not np.isnan(margin).any() and (view < lessons.rows['views'].values[which]).all()
         for w, v, m in zip(which, view, margin):
             if where[w] in own: assert m == np.float32(margins[w, v, own[where[w]]])
@@ -96,7 +40,7 @@ def test_the_margin_of_the_view_that_the_student_sees_is_looked_up(run):
     routed = read_table(run/'36_unlabelled/routed.parquet')
     train = lessons.rows[(lessons.rows.split == 'train')].ad_id
     assert sorted(where[seen]) == sorted([*train, *routed.ad_id[routed.used]]) and views == {0, 1}
-    assert epoch_batches(lessons, 32, 0, 1, 'shared', False)[0][0].tolist() != seen[:32]
+    assert epoch_batches(lessons, 32, 0, 1, 'shared', 'mixed')[0][0].tolist() != seen[:32]
 
 
 def test_verdicts_of_unlabelled_ads_come_from_the_gate(run):
@@ -110,7 +54,7 @@ def test_verdicts_of_unlabelled_ads_come_from_the_gate(run):
 
 def test_the_whole_teacher_answers_for_every_cluster(run):
     lessons, stored = load_lessons(run, ROWS['deit_1']), read_tensors(run/'33_specialists/margins.safetensors')['whole_task']
-    for which, view, margin in epoch_batches(lessons, 64, 0, 0, 'shared', False): assert np.array_equal(margin, stored[which, view].astype('float32'))
+    for which, view, margin in epoch_batches(lessons, 64, 0, 0, 'shared', 'mixed'): assert np.array_equal(margin, stored[which, view].astype('float32'))
     assert load_lessons(run, ROWS['vit']).margins is None
 
 
@@ -137,7 +81,7 @@ def test_lessons_carry_weights_verdicts_and_who_answers(run, monkeypatch):
     assert (found.teacher == table.teacher.values).all() and (found.verdict == table.verdict.fillna(-1).values).all() and np.allclose(found.weight, table.weight)
     margins, where = read_tensors(run/'33_specialists/margins.safetensors')['margins'], lessons.rows.ad_id
     teacher = dict(zip(table.ad_id, table.teacher))
-    for which, view, margin in epoch_batches(lessons, 32, 0, 0, 'shared', False):
+    for which, view, margin in epoch_batches(lessons, 32, 0, 0, 'shared', 'mixed'):
         for w, v, m in zip(which, view, margin): assert where[w] not in teacher or m == np.float32(margins[w, v, teacher[where[w]]])
     of(run, Row(''))
     assert asked[1] == (None, asked[0][1]), "the run's own way"
@@ -151,7 +95,7 @@ def test_a_curriculum_feeds_an_ad_with_the_sub_task_of_its_teacher(run, monkeypa
     monkeypatch.setattr(room, 'sub_tasks', lambda *a: [2, 0])
     lessons = load_lessons(run, ROWS['ft_sd_cc'])
     teacher, seen = pd.Series(table.teacher.values, table.ad_id), []
-    for which, *_ in epoch_batches(lessons, 32, 0, 0, 'shared', True): seen += [teacher[a] for a in lessons.rows.ad_id[which] if a in teacher]
+    for which, *_ in epoch_batches(lessons, 32, 0, 0, 'shared', 'strict'): seen += [teacher[a] for a in lessons.rows.ad_id[which] if a in teacher]
     assert seen == sorted(seen, reverse=True) and len(seen) == len(table)
 
 
@@ -181,7 +125,7 @@ def test_without_clusters_there_is_one_sub_task(run):
         assert lessons.order == [WHOLE] and set(found.teacher) == {WHOLE} and lessons.weight is None
         train = lessons.rows[(lessons.rows.split == 'train')]
         assert found.index.tolist() == train.ad_id[train.label == 0].tolist() and (found.verdict == 0).all()
-        which = np.concatenate([b[0] for b in epoch_batches(lessons, 32, 0, 0, 'shared', False)])
+        which = np.concatenate([b[0] for b in epoch_batches(lessons, 32, 0, 0, 'shared', 'mixed')])
         assert sorted(which) == sorted(train.index), 'every ad once'
 
 
@@ -225,7 +169,7 @@ def test_a_missing_teacher_breaks_no_student(micro_run, tmp_path, lost):
     found, lessons = of(run, ROWS['at_sd'])
     own = read_table(run/'32_clusters/partition.parquet').set_index('ad_id').cluster[found.index]
     assert 1 not in lessons.order and len(found) == len(own) and (found.teacher[own != 1] == own[own != 1]).all() and found.teacher.isin([0, 2, 3]).all() and (found.weight == 1).all()
-    assert all(np.isfinite(m).all() for _, _, m in epoch_batches(lessons, 32, 0, 0, 'shared', False))
+    assert all(np.isfinite(m).all() for _, _, m in epoch_batches(lessons, 32, 0, 0, 'shared', 'mixed'))
     with pytest.raises(UserError, match='no teacher'): load_lessons(run, ROWS['ft_sd'], kept=[0, 1])
 
 
@@ -250,7 +194,7 @@ def test_lessons_about_audited_ads_are_refused(run, tmp_path):
 def test_scores_of_the_run_can_be_reproduced_from_the_weights(run):
     cfg = Distill(**read_json(run/'37_distill/manifest.json')['spec']['config'])
     for method in ('vit', 'ft_sd'):
-        model, read = build_student(cfg, ROWS[method].teacher != 'none', run)
+        model, read = build_student(cfg, run, 2*(ROWS[method].teacher != 'none'))
         folder = run/'37_distill'/method/'0'
         model.load_state_dict({k: torch.from_numpy(v) for k, v in read_tensors(folder/'student.safetensors').items()})
         table, rows = read_table(folder/'student_scores.parquet'), read_table(run/'25_features/rows.parquet')
@@ -423,14 +367,14 @@ def test_a_variant_that_was_interrupted_goes_on_where_it_was(run, tmp_path, monk
     "To the bit, and without an epoch twice."
     variant, epochs, batches_of = {'v': dict(kept=[0, 2])}, [], room.epoch_batches
     def counted(lessons, batch, seed, epoch, *rest):
-        if epoch == 1 and len(epochs) == 1: raise KeyboardInterrupt
+        if epoch == 1 and 'killed' not in epochs: raise KeyboardInterrupt
         epochs.append(epoch)
         return batches_of(lessons, batch, seed, epoch, *rest)
     calm = train_variants(run, CFG, 'ft_sd', variant, tmp_path/'calm', (0,))
     monkeypatch.setattr(room, 'epoch_batches', counted)
     with pytest.raises(KeyboardInterrupt): train_variants(run, CFG, 'ft_sd', variant, tmp_path/'students', (0,))
     epochs.append('killed')
-    assert train_variants(run, CFG, 'ft_sd', variant, tmp_path/'students', (0,)).equals(calm) and epochs == [0, 'killed', 1]
+    assert train_variants(run, CFG, 'ft_sd', variant, tmp_path/'students', (0,)).equals(calm) and epochs == [0, 0, 'killed', 0, 1] # the first of each time is where the gradients' batch comes from
 
 
 def test_two_processes_train_the_student_that_one_trains(run, tmp_path):
@@ -461,7 +405,7 @@ def test_an_order_by_hand_becomes_the_runs_student(micro_run, tmp_path):
     human(run, 'choice.json', dict(order=[2, 0, 3, 1]))
     assert again(run) == ['select', 'curriculum', 'distill', 'sweep', 'evaluate']
     assert read_json(run/'37_distill/student.json') == dict(method='ft_sd_hand', seed=0, by='person')
-    order, batches = [], epoch_batches(load_lessons(run, ROWS['ft_sd_hand']), 32, 0, 0, 'shared', True)
+    order, batches = [], epoch_batches(load_lessons(run, ROWS['ft_sd_hand']), 32, 0, 0, 'shared', 'strict')
     table = read_table(run/'32_clusters/partition.parquet').set_index('ad_id').cluster
     rows = read_table(run/'25_features/rows.parquet').ad_id
     for which, _, _ in batches: order += [c for c in table.reindex(rows[which]).dropna().unique() if c not in order]
@@ -493,7 +437,7 @@ def test_a_lost_file_of_a_student_comes_back(micro_run, tmp_path):
 
 def test_a_deit_student_from_scratch(micro_run, tmp_path):
     run = copy_of(micro_run, tmp_path/'run')
-    again(run, distill_model='deit_tiny_distilled_patch16_224', distill_pretrained=False, distill_epochs=1, distill_rows='vit')
+    again(run, distill_model='deit_tiny_distilled_patch16_224', distill_vit='deit_tiny_distilled_patch16_224', distill_pretrained=False, distill_epochs=1, distill_rows='vit')
     assert set(read_table(run/'41_evaluate/results.parquet').method) == {'vit', 'ft_sd'}
     scores = read_table(run/'37_distill/ft_sd/0/student_scores.parquet')
     assert scores.p_acceptable.between(0, 1).all() and scores.p_acceptable.nunique() > 10
@@ -507,3 +451,98 @@ def test_rows_that_cannot_be_are_refused(micro_run, tmp_path, rows):
 @pytest.mark.parametrize('seeds', ['', '0,0'])
 def test_seeds_that_cannot_be_are_refused(micro_run, tmp_path, seeds):
     with pytest.raises(UserError, match='seed'): again(copy_of(micro_run, tmp_path/'run'), distill_seeds=seeds)
+
+
+@pytest.fixture(scope='module')
+def kinds(run, tmp_path_factory):
+    "A student of every kind, with the folders that they are in."
+    names = ('resnext', 'coatnet', 'swin', 'mc', 'ft_swin', 'ft_js', 'ft_deit', 'ft_deit_hard', 'ft_bernoulli', 'ft_sd_fitted', 'ft_sd_shuffled', 'ft_sd_cc_paced', 'ft_sd_cc_rehearsed', 'ft_sd')
+    folders, specs = variant_jobs(run, CFG, 'ft_sd', {n: dict(method=n) for n in names}, tmp_path_factory.mktemp('kinds'), (0,))
+    assert len(specs) == len(names), 'each is another student'
+    for s in specs: train_student(run, **s['args'])
+    return {n: folder for (n, _), folder in folders.items()}
+
+
+def test_every_row_trains_scores_and_logs(kinds, run):
+    judged = read_table(run/'25_features/rows.parquet').split.isin(['student_val', 'teacher_test', 'test']).sum()
+    seen = {}
+    for name, folder in kinds.items():
+        scores, history = read_table(folder/'student_scores.parquet'), read_table(folder/'history.parquet')
+        assert len(scores) == judged and scores.p_acceptable.between(0, 1).all() and history.val_loss.notna().all(), name
+        taught = ROWS[name].teacher != 'none'
+        assert ('dist_logit0' in scores) == ('cosine' in history) == ('gradient_cosine' in history) == taught, name
+        if taught: assert history[['cosine', 'gradient_cosine']].abs().le(1 + 1e-6).all().all(), name
+        seen[name] = scores.p_acceptable.round(6).to_numpy().tobytes()
+    assert len(set(seen.values())) == len(seen), 'no two of them are the same'
+
+
+@pytest.mark.parametrize('name, cls, dist', [('mc', 'K+1', 0), ('ft_bernoulli', 2, 'K+1'), ('ft_js', 2, 2), ('swin', 2, 0)])
+def test_heads_have_the_classes_that_the_row_asks_for(kinds, run, name, cls, dist):
+    state, n = read_tensors(kinds[name]/'student.safetensors'), len(load_lessons(run, ROWS[name]).order) + 1
+    for head, classes in (('cls_head', cls), ('dist_head', dist)):
+        if classes == 0: assert f'{head}.weight' not in state
+        else: assert len(state[f'{head}.weight']) == (n if classes == 'K+1' else classes)
+
+
+def test_k_plus_one_classes_are_numbered_by_cluster(run):
+    lessons = load_lessons(run, ROWS['mc'])
+    classes, n = verdict_classes(lessons, ROWS['mc'])
+    part = read_table(run/'32_clusters/partition.parquet').set_index('ad_id').cluster
+    assert n == part.nunique() + 1
+    number = {c: i for i, c in enumerate(sorted(part.unique()))}
+    assert [number[c] for c in part[lessons.rows.ad_id[lessons.defective]]] == classes[lessons.defective].tolist() and set(classes[lessons.acceptable]) == {n-1}
+    plain, two = verdict_classes(load_lessons(run, ROWS['vit']), ROWS['vit'])
+    assert two == 2 and set(plain) <= {-1, 0, 1}
+
+
+def test_a_loss_on_sub_tasks_hears_every_teacher(run):
+    lessons, margins = load_lessons(run, ROWS['ft_bernoulli']), read_tensors(run/'33_specialists/margins.safetensors')['margins']
+    position = read_table(run/'33_specialists/clusters.parquet').set_index('cluster').position
+    for which, view, margin in epoch_batches(lessons, 32, 0, 0, 'shared', 'mixed', axis='sub_tasks'):
+        assert np.array_equal(margin, margins[which, view][:, position[sorted(lessons.order)].values].astype('float32'))
+
+
+def test_the_mean_of_the_heads_is_the_prediction_unless_it_is_fitted(kinds, run):
+    label = read_table(run/'13_curate/ads.parquet').set_index('ad_id').label
+    def heads(name):
+        t = read_table(kinds[name]/'student_scores.parquet')
+        return t, *(torch.tensor(t[[f'{h}_logit0', f'{h}_logit1']].values) for h in ('cls', 'dist'))
+    t, cls, dist = heads('ft_sd')
+    assert np.allclose(t.p_acceptable, ((cls + dist)/2).softmax(1)[:, 1], atol=1e-5) and not (kinds['ft_sd']/'mix.json').exists()
+    t, a, b = heads('ft_sd_fitted')
+    assert torch.equal(a, cls) and torch.equal(b, dist), 'it is the same student'
+    w = read_json(kinds['ft_sd_fitted']/'mix.json')
+    assert np.allclose(t.p_acceptable, (w['cls']*a + w['dist']*b).softmax(1)[:, 1], atol=1e-5)
+    val = (t.split == 'student_val').values
+    y = label[t.ad_id[val]].values.astype(int)
+    def loss(p): return -np.log(np.where(y == 1, p, 1-p)).mean()
+    assert loss(t.p_acceptable[val].values) <= loss(((a + b)/2).softmax(1)[:, 1].numpy()[val]) + 1e-6
+
+
+def test_a_row_follows_its_own_pace_or_that_of_the_run(micro_run, tmp_path):
+    run = copy_of(micro_run, tmp_path/'run')
+    assert feeding(run, ROWS['ft_sd']) == ('shared', 'mixed') and feeding(run, ROWS['ft_sd_cc']) == ('shared', 'strict') and feeding(run, ROWS['ft_sd_shuffled'])[1] == 'shuffled'
+    before = {r: student_key(run, CFG, r, 0) for r in ('vit', 'ft_sd', 'ft_sd_cc', 'ft_sd_cc_rehearsed')}
+    again(run, 'curriculum', curriculum_method='cc', curriculum_pace='paced', curriculum_acceptable='repeated')
+    assert feeding(run, ROWS['ft_sd']) == ('shared', 'mixed') and feeding(run, ROWS['ft_sd_cc']) == ('repeated', 'paced') and feeding(run, ROWS['ft_sd_cc_rehearsed']) == ('repeated', 'rehearsed')
+    changed = {r for r, k in before.items() if student_key(run, CFG, r, 0) != k}
+    assert changed == {'ft_sd_cc', 'ft_sd_cc_rehearsed'}
+
+
+def test_architectures_beside_a_timm_student_are_timm_models(micro_run, tmp_path):
+    cfg = Distill(**vars(CFG) | dict(model='deit_tiny_distilled_patch16_224', vit='test_vit', resnext='test_resnet', pretrained=False, epochs=1))
+    run = open_run(micro_run)
+    assert type(build_student(cfg, run, network='resnext')[0]).__name__ == 'TimmNet'
+    for row, field in (('vit', 'vit'), ('resnext', 'resnext')):
+        other = Distill(**vars(cfg) | {field: 'test_efficientnet'})
+        assert student_key(run, cfg, row, 0) != student_key(run, other, row, 0) and student_key(run, cfg, 'ft_sd', 0) == student_key(run, other, 'ft_sd', 0)
+    folders, specs = variant_jobs(run, cfg, 'resnext', {'v': {}}, tmp_path/'students', (0,))
+    train_student(run, **specs[0]['args'])
+    assert read_table(folders['v', 0]/'student_scores.parquet').p_acceptable.between(0, 1).all()
+
+
+def test_a_temperature_is_warned_of_where_teachers_are_soft(micro_run, tmp_path):
+    run = copy_of(micro_run, tmp_path/'run')
+    assert read_json(run/'37_distill/metrics.json')['warning'] is None
+    again(run, 'distill', distill_rows='vit', distill_temperature=4.)
+    assert 'flattens' in read_json(run/'37_distill/metrics.json')['warning']

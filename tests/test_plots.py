@@ -5,21 +5,22 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
-from fake_run import HOSTILE, losses, make_ads, make_clusters, make_competence, make_results, make_sensitivity, make_sweep
+from fake_run import HOSTILE, losses, make_ads, make_clusters, make_competence, make_results, make_sensitivity, make_sweep, make_table2
 
 from subtask_kit import plots
-from subtask_kit.curriculum import batches, composition
+from subtask_kit.curriculum import PACES, batches, composition
 
 ADS = make_ads(np.random.default_rng(0), truth=True)
 PART, CLUSTERS, POINTS = make_clusters(np.random.default_rng(1), ADS, 9)
 COMPETENCE = make_competence(np.random.default_rng(2), CLUSTERS)
 RESULTS, _ = make_results(np.random.default_rng(3))
+ROWS, TABLE2 = make_table2(np.random.default_rng(4))
 RECALL = pd.DataFrame([dict(method=m, sub_defect=k, n=n, level=.05, recall=n/100, low=.5, high=1.) for m in ('vit', 'ft_sd') for k,n in (('dice', 20), ('knife', 90))])
 HISTORY = pd.concat([losses(np.random.default_rng(i), panel=p, line=str(s)) for i,p in enumerate('abcde') for s in range(2)], ignore_index=True)
 SENSITIVITY = make_sensitivity(COMPETENCE)
 ROUNDS = pd.DataFrame(dict(round=range(4), agreement=[None, .5, .8, .9], confidence=.6, marginal_error=[0., 1e-7, 1e-3, 1e-9]))
 
-FIGURES = dict(map=lambda: plots.cluster_map(POINTS.merge(PART, on='ad_id'), {0: 'vases'}), teachers=lambda: plots.teacher_plot(COMPETENCE), results=lambda: plots.results_plot(RESULTS),
+FIGURES = dict(map=lambda: plots.cluster_map(POINTS.merge(PART, on='ad_id'), {0: 'vases'}), teachers=lambda: plots.teacher_plot(COMPETENCE), results=lambda: plots.results_plot(RESULTS), table2=lambda: plots.table2_plot(TABLE2, ROWS),
                recall=lambda: plots.recall_plot(RECALL), curves=lambda: plots.curves(HISTORY), rounds=lambda: plots.selflabel_plot(ROUNDS),
                sensitivity=lambda: plots.sensitivity_plot(SENSITIVITY, .1, .02), sweep=lambda: plots.sweep_plot(make_sweep(COMPETENCE)), many=lambda: plots.teacher_plot(hundred()), scores=lambda: plots.score_plot(np.linspace(0, 1, 40), np.arange(40) % 2, .4))
 
@@ -92,6 +93,26 @@ def test_gains_are_points_at_their_method_and_never_of_the_baseline():
         for x, y in zip(t.x, t.y): assert x == pytest.approx(want[ticks[round(y)], metric])
 
 
+def test_every_row_of_the_paper_stands_beside_ours():
+    fig = FIGURES['table2']()
+    ticks = dict(zip(fig.layout.yaxis.tickvals, fig.layout.yaxis.ticktext))
+    assert [ticks[y] for y in sorted(ticks, reverse=True)] == [m for m in ROWS.method if m != 'vit'] and {t.yaxis for t in fig.data} == {'y', 'y2'}
+    ours, theirs = TABLE2.set_index(['method', 'metric']), ROWS.set_index('method')
+    for metric, column, part in (('npv@5%', 'paper_gain5', fig.data[:3]), ('npv@1%', 'paper_gain1', fig.data[3:])):
+        drawn = [{ticks[y]: (x, i) for i, (x, y) in enumerate(zip(t.x, t.y)) if pd.notna(x)} for t in part]
+        assert {m: x for m, (x, _) in drawn[0].items()} == theirs[column].dropna().drop('vit', errors='ignore').to_dict()
+        trained = {m for m, _ in ours.index} - {'vit'}
+        assert set(drawn[1]) == {m for m in trained if not theirs.stand_in[m]} and set(drawn[2]) == {m for m in trained if theirs.stand_in[m]}
+        for t, marks in zip(part[1:], drawn[1:]):
+            for m, (x, i) in marks.items():
+                r = ours.loc[(m, metric)]
+                assert (x, x-t.error_x.arrayminus[i], x+t.error_x.array[i]) == (pytest.approx(r.gain), pytest.approx(r.gain_low), pytest.approx(r.gain_high))
+                assert f'{r.gain:+.3f}' in t.text[i] and f'the paper {theirs[column][m]:+.3f}' in t.text[i]
+    assert [t.name for t in fig.data if t.showlegend] == ['the paper', 'here', 'here, by a stand-in']
+    lost = set(theirs.index) - {m for m, _ in ours.index}
+    assert lost and any('not trained' in said for said in fig.data[0].text), 'a row that is left out is there with the paper\'s figure alone'
+
+
 def test_recall_cells_are_where_their_names_say():
     heat = FIGURES['recall']().data[0]
     assert list(heat.y) == ['dice (20)', 'knife (90)'] and list(heat.x) == ['vit', 'ft_sd'] and np.array(heat.z)[:, 0].tolist() == [.2, .9]
@@ -120,15 +141,16 @@ def test_names_cannot_bring_markup_into_a_figure():
     names = {c: HOSTILE for c in range(9)}
     recall = RECALL.assign(sub_defect=HOSTILE+RECALL.sub_defect, method=HOSTILE+RECALL.method)
     for fig in (plots.cluster_map(POINTS.merge(PART, on='ad_id'), names), plots.teacher_plot(COMPETENCE.assign(why=HOSTILE), names=names), plots.recall_plot(recall),
-                plots.curves(HISTORY.assign(panel=HOSTILE+HISTORY.panel)), plots.results_plot(RESULTS.assign(method=HOSTILE+RESULTS.method), baseline=HOSTILE)):
+                plots.curves(HISTORY.assign(panel=HOSTILE+HISTORY.panel)), plots.results_plot(RESULTS.assign(method=HOSTILE+RESULTS.method), baseline=HOSTILE),
+                plots.table2_plot(TABLE2.assign(method=HOSTILE+TABLE2.method), ROWS.assign(method=HOSTILE+ROWS.method, paper=HOSTILE, category=HOSTILE), HOSTILE)):
         said = json.dumps(fig.to_dict(), default=lambda v: np.asarray(v).tolist())
         assert '<script' not in said and '<img' not in said and '&lt;script' in said
         assert '<script>alert' not in plots.to_html(fig, 'x') and '</script>' not in plots.to_html(fig, 'x').replace('</script>', '', 1).rstrip().removesuffix('</script>')
 
 
-def fed(order=(3, 0, 1), strict=True):
+def fed(order=(3, 0, 1), pace='strict'):
     defective = np.arange(90)
-    return composition(batches(list(order), np.arange(90) % 5, defective, np.arange(90, 200), 16, 0, 0, strict=strict), defective)
+    return composition(batches(list(order), np.arange(90) % 5, defective, np.arange(90, 200), 16, 0, 0, pace=pace, epochs=6), defective)
 
 
 def test_an_epoch_is_drawn_batch_by_batch():
@@ -141,16 +163,30 @@ def test_an_epoch_is_drawn_batch_by_batch():
 
 
 def test_mixed_batches_are_grey_and_whole():
-    feed = fed(strict=False)
+    feed = fed(pace='mixed')
     fig = plots.feed_plot(feed, [0, 1, 3])
     assert set(fig.data[0].marker.color) == {plots.GREY} and sum(fig.data[0].y) == feed.defective.sum() and sum(fig.data[1].y) == -feed.acceptable.sum()
     assert len(fig.data[0].x) == feed.batch.nunique()
 
 
-@pytest.mark.parametrize('strict', [True, False])
-def test_a_feed_of_one_sub_task_or_of_a_hundred(strict):
+def test_repeated_ads_are_grey_beside_their_block():
+    feed = fed(pace='rehearsed')
+    fig = plots.feed_plot(feed, [3, 0, 1])
+    own = feed[feed.acceptable > 0]
+    assert set(fig.data[0].marker.color) == {plots.GREY, *plots.COLOURS[:3]} and sum(fig.data[0].y) == feed.defective.sum() == 18*5
+    coloured = [(x, y) for x, y, c in zip(fig.data[0].x, fig.data[0].y, fig.data[0].marker.color) if c != plots.GREY]
+    assert coloured == list(zip(own.batch+1, own.defective)) and any('of 2 sub-tasks, mixed' in said for said in fig.data[0].text)
+
+
+def test_sub_tasks_that_have_joined_are_counted():
+    assert set(plots.feed_plot(fed(pace='paced'), [3, 0, 1]).data[0].marker.color) == {plots.COLOURS[0]} # the first of them alone
+    assert 'of 3 sub-tasks, mixed' in plots.feed_plot(fed(pace='mixed'), [3, 0, 1]).data[0].text[0]
+
+
+@pytest.mark.parametrize('pace', PACES)
+def test_a_feed_of_one_sub_task_or_of_a_hundred(pace):
     for k in (1, 100):
-        feed = composition(batches(list(range(k)), np.arange(200) % k, np.arange(200), np.arange(200, 500), 64, 0, 0, strict=strict), np.arange(200))
+        feed = composition(batches(list(range(k)), np.arange(200) % k, np.arange(200), np.arange(200, 500), 64, 0, 0, pace=pace), np.arange(200))
         page = plots.to_html(plots.feed_plot(feed, list(range(k))), 'x')
         assert '"showSendToCloud": false' in page and len(page) < 400_000
 

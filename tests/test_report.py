@@ -10,7 +10,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from fake_run import HOSTILE, METHODS, finish, make_fake_run, make_features
+from fake_run import HOSTILE, LEFT_OUT, METHODS, PAPER_ROWS, finish, make_fake_run, make_features, table2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from looking import change
@@ -59,7 +59,7 @@ def text(run): return built(run)
 def test_the_stage_writes_one_file_and_a_copy_and_skips_what_is_fresh(run):
     first = report(Report(), run)
     assert (run/'report.html').read_bytes() == (run/'62_report/report.html').read_bytes()
-    assert 4 < first['metrics']['megabytes'] < 8 and first['metrics']['sections'] == 16
+    assert 4 < first['metrics']['megabytes'] < 8 and first['metrics']['sections'] == 17
     (run/'report.html').unlink()
     stamp = (run/'62_report/report.html').stat().st_mtime_ns
     assert report(Report(), run) == first and (run/'report.html').exists() and (run/'62_report/report.html').stat().st_mtime_ns == stamp
@@ -85,7 +85,7 @@ def test_ids_are_unique_and_every_entry_of_the_contents_leads_somewhere(text):
 
 def test_sections_come_in_the_order_of_the_story(text):
     heads = [a['id'] for t,a in Page(text).tags if t == 'section']
-    assert heads == ['headline', 'data', 'duplicates', 'trust', 'clusters', 'teachers', 'cleanings', 'worklist', 'curriculum', 'unlabelled', 'results', 'recall', 'training', 'operating', 'card', 'limits']
+    assert heads == ['headline', 'data', 'duplicates', 'trust', 'clusters', 'teachers', 'cleanings', 'worklist', 'curriculum', 'unlabelled', 'results', 'recall', 'slices', 'training', 'operating', 'card', 'limits']
 
 
 @pytest.mark.parametrize('until, there, absent', [('13_curate', 'data', 'clusters'), ('32_clusters', 'clusters', 'teachers'), ('34_select', 'teachers', 'curriculum'), ('37_distill', 'unlabelled', 'results')])
@@ -653,3 +653,124 @@ def test_stills_of_disagreements_and_worklist(run):
     d = read_run(run)
     assert module.clash_still(d, 3).height < module.clash_still(d, 30).height and module.worklist_still(d, 12).width == module.worklist_still(d, 1).width
     assert module.clash_still(d, 3).tobytes() != module.clash_still(d, 3, True).tobytes()
+
+
+# The paper's table
+
+@pytest.fixture(scope='module')
+def paper_run(tmp_path_factory):
+    run = make_fake_run(tmp_path_factory.mktemp('paper')/'demo', px=16)
+    table2(run)
+    return run
+
+@pytest.fixture(scope='module')
+def paper_text(paper_run): return built(paper_run)
+
+
+def section(html, name): return re.search(rf'<section id={name}>.*?</section>', html, re.S)[0]
+def table_rows(html): return [[said(c) for c in re.findall(r'<t[dh].*?</t[dh]>', r, re.S)] for r in re.findall(r'<tr>.*?</tr>', html, re.S)]
+def of_table2(run): return module.paper_tables(read_run(run))['table2']
+
+
+def test_the_paper_s_table_is_there_only_where_it_was_finished(run, text, paper_run, paper_text, tmp_path):
+    assert 'id=table2' not in text and [a['id'] for t,a in Page(paper_text).tags if t == 'section'][12:14] == ['slices', 'table2']
+    half = make_fake_run(tmp_path, px=16)
+    table2(half)
+    (half/'43_table2/manifest.json').unlink()
+    assert 'table2' not in module.paper_tables(read_run(half)) and 'id=table2' not in built(half)
+    assert without_library(paper_text).count('"showSendToCloud": false') == without_library(paper_text).count('Plotly.newPlot(') == 12 and len(Page(paper_text).ids()) == len({*Page(paper_text).ids()})
+
+
+def test_a_later_table_makes_the_report_anew(tmp_path):
+    run = make_fake_run(tmp_path, px=16)
+    report(Report(), run)
+    table2(run)
+    assert any('43_table2' in w for w in report(Report(), run)['why']) and 'id=table2' in (run/'report.html').read_text()
+
+
+def test_rows_of_the_paper_come_in_its_order_with_every_number(paper_run):
+    t = of_table2(paper_run)
+    head, *rows = table_rows(module.table2_rows(t))
+    assert head == ['category', 'method', 'NPV at 5 % FPR', 'NPV at 1 % FPR', 'AUC', 'kinds', 'CPU min']
+    assert len(rows) == len(PAPER_ROWS) and [r[0] for r in rows if r[0]] == list(dict.fromkeys(p[1] for p in PAPER_ROWS))
+    r, recall = t['results'].set_index(['method', 'metric']), t['recall'][np.isclose(t['recall'].level, .05)]
+    for row, (method, _, paper, *_, stand_in, _, _) in zip(rows, PAPER_ROWS):
+        assert row[1].startswith(method + ' *'*stand_in + ' ' + paper)
+        if method == 'noisy_student':
+            assert row[2:] == ['', '', '', '', '–'] and LEFT_OUT[method] in row[1]
+            continue
+        for cell, metric in zip(row[2:5], ('npv@5%', 'npv@1%', 'auc')):
+            x = r.loc[(method, metric)]
+            assert f'{x.value:.3f} {x.low:.3f} to {x.high:.3f}' in cell and (pd.isna(x.gain) or f'{x.gain:+.3f} {x.gain_low:+.3f} to {x.gain_high:+.3f}' in cell)
+        kinds = recall[recall.method == method]
+        worst = kinds.sort_values('recall').iloc[0]
+        assert row[5] == f'{kinds.recall.mean():.2f} {worst.sub_defect} ({worst.n}) {worst.recall:.2f} {worst.low:.2f} to {worst.high:.2f}' and row[6] == '1.50'
+
+
+def test_what_was_left_out_is_said_once_with_why(paper_run, paper_text):
+    p = said(section(paper_text, 'table2'))
+    assert all(p.count(why) == 1 for why in LEFT_OUT.values()) and 'Left out: ft_sd_cc_ul (no unlabelled ad is used).' in p
+    t = of_table2(paper_run)
+    assert module.left_out_words(t | dict(left_out={})) == '' and 'not trained' in module.table2_rows(t | dict(left_out={}))
+
+
+def test_stand_ins_are_called_so(paper_run, paper_text):
+    assert 'stand-ins' in said(section(paper_text, 'table2')) and 'it has K 6 and 12 epochs, and the others in proportion' in said(section(paper_text, 'table2')) and 'share that trunk' in said(section(paper_text, 'table2'))
+    d = read_run(paper_run)
+    d |= module.paper_tables(d)
+    d['table2']['rows'] = d['table2']['rows'].assign(stand_in=False)
+    assert 'stand-ins' not in module.table2_section(d) and '*' not in said(module.table2_rows(d['table2']))
+
+
+def test_every_claim_is_a_paragraph_with_its_evidence(paper_run, paper_text):
+    t, html = of_table2(paper_run), section(paper_text, 'table2')
+    paragraphs = {said(re.search('<b>(.*?)</b>', x)[1]): said(x) for x in re.findall(r'<p><b>.*?</p>', html)}
+    claims = t['claims']
+    assert {k.rstrip('.').lower() for k in paragraphs} == {c.lower() for c in claims.claim} and len(paragraphs) == 4
+    for r in claims[claims.metric != 'npv@10%'].itertuples():
+        x = next(text for k, text in paragraphs.items() if k.rstrip('.').lower() == r.claim.lower())
+        assert f'{r.a} {"gains" if r.gain > 0 else "loses"} {abs(r.gain):.3f} against {r.b} ({r.low:+.3f} to {r.high:+.3f}), p = {r.p_holm:.3f} after correction' in x
+        assert {'holds': 'it holds :', 'does not': 'it does not hold:', 'cannot tell': 'this run cannot tell at this n :'}[r.verdict] in x and x.endswith('80 defective test ads, 3 seeds of each row.')
+        assert ('excludes zero' in x) == (r.verdict == 'cannot tell' and (r.low > 0 or r.high < 0))
+    assert 'Of 4 claims at 5 % FPR, 1 holds, 1 does not, and 2 cannot be told at this n. Of 4 claims at 1 % FPR' in said(html).replace('\N{NO-BREAK SPACE}', ' ') and 'npv@10' not in html
+
+
+def test_other_levels_and_uneven_seeds_are_told_too(paper_run):
+    t = of_table2(paper_run)
+    only = t | dict(claims=t['claims'][t['claims'].metric == 'npv@10%'])
+    assert said(module.claims_part(only, .1, 80)).count('At 10') == 4
+    uneven = t['results'].assign(seeds=np.where(t['results'].method == 'vit', 1, 3))
+    p = said(module.claims_part(t | dict(results=uneven), .1, 80))
+    assert '3 and 1 seeds' in p and '1 and 3 seeds' in p and '3 seeds of each row' in p and module.claims_part(t | dict(claims=t['claims'].head(0)), .1, 80) == ''
+
+
+def test_draws_that_cannot_tell_are_warned_of(paper_run):
+    d = read_run(paper_run)
+    d |= module.paper_tables(d)
+    assert 'too few' not in module.table2_section(d)
+    d['manifests']['43_table2']['metrics']['warning'] = '50 bootstrap draws are too few <b>'
+    assert '50 bootstrap draws are too few &lt;b&gt;' in module.table2_section(d)
+
+
+def test_slices_of_the_run_and_of_the_table(run, text, paper_run):
+    for slices, html in ((read_table(run/'41_evaluate/slices.parquet'), section(text, 'slices')), (of_table2(paper_run)['slices'], module.table2_section(read_run(paper_run) | module.paper_tables(read_run(paper_run))))):
+        p = said(html)
+        for name in ('advertiser size', 'month'): assert f'Recall by {name}' in p
+        for r in slices[np.isclose(slices.level, .05)].itertuples():
+            row = next(x for x in table_rows(html) if x[0] == r.method and f'{r.recall:.2f} {r.low:.2f} to {r.high:.2f}' in x)
+            assert len(row) == 3 and f'{r.value} ({r.n})' in p
+
+
+def test_without_slices_there_is_no_section_of_them(tmp_path):
+    run = make_fake_run(tmp_path, px=16)
+    change(run, '41_evaluate/slices.parquet', lambda t: t.head(0))
+    assert 'id=slices' not in built(run)
+    assert 'slices' not in module.paper_tables(read_run(make_fake_run(tmp_path/'older', px=16, older=True)))
+
+
+def test_names_in_the_table_are_text_and_without_truth_no_kinds_are_told(tmp_path):
+    run = make_fake_run(tmp_path, px=16, truth=False)
+    table2(run, truth=False, mark=HOSTILE)
+    html = built(run)
+    assert '<script>alert' not in without_library(html) and HOSTILE in said(section(html, 'table2')) and not any(k.startswith('on') for _,a in Page(html).tags for k in a)
+    assert 'kinds' not in table_rows(section(html, 'table2'))[0] and 'Kinds:' not in said(section(html, 'table2'))

@@ -380,7 +380,7 @@ def test_independent_teachers_serve_the_whole_chain(independent):
     run, ran = independent
     assert ran[0] == 'specialists' and 'distill' in ran
     for folder in (run/'33_specialists/teachers').iterdir():
-        assert sorted(p.name for p in folder.iterdir()) == ['history.parquet', 'margins.safetensors', 'unit.json', 'weights.safetensors']
+        assert sorted(p.name for p in folder.iterdir()) == ['cost.json', 'history.parquet', 'margins.safetensors', 'unit.json', 'weights.safetensors']
         assert len(read_table(folder/'history.parquet')) == 2
         assert read_tensors(folder/'margins.safetensors')['epochs'].shape[0] == 2
     margins = read_tensors(run/'33_specialists/margins.safetensors')['margins']

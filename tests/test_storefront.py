@@ -2,6 +2,8 @@
 import gzip
 import hashlib
 import json
+import os
+import pickle
 import re
 import subprocess
 import sys
@@ -67,7 +69,19 @@ def fake_fashion(folder, n=4000):
     return folder
 
 
-@pytest.mark.parametrize('world', [sf.STOREFRONT, sf.FASHION], ids=['storefront', 'fashion'])
+def fake_cifar(folder, each=30):
+    "CIFAR-100's two files, in its own format, in which a picture's colour is its fine class."
+    folder.mkdir(parents=True)
+    coarse = [next(i for i, kinds in enumerate(sf.SUPERCLASSES.values()) if k in kinds) for k in sf.FINE]
+    for name, n in (('train', each - 5), ('test', 5)):
+        fine = list(range(100))*n
+        colour = np.array([(f % 10*25, f//10*25, 128) for f in fine], 'uint8')
+        batch = dict(filenames=[f'{i}.png' for i in fine], batch_label='made up', fine_labels=fine, coarse_labels=[coarse[f] for f in fine], data=np.repeat(colour, 1024, 1))
+        (folder/name).write_bytes(pickle.dumps(batch, 2))
+    return folder
+
+
+@pytest.mark.parametrize('world', [sf.STOREFRONT, sf.FASHION, sf.CIFAR], ids=['storefront', 'fashion', 'cifar'])
 @pytest.mark.parametrize('size', list(TRUTH))
 def test_curation_lands_on_the_counts(world, size):
     ads, _ = sf.plan_world(world, size, seed=5, val_noise=.1)
@@ -337,3 +351,78 @@ def test_real_fashion(tmp_path):
     images, labels = sf.read_fashion(DEBIAN)
     assert images.shape == (70000, 28, 28) and (np.bincount(labels) == 7000).all()
     assert sf.make_fashion(tmp_path/'f', DEBIAN, 'micro')['test'] == [60, 200]
+
+
+def test_cifar_shows_what_the_plan_says(tmp_path):
+    source = fake_cifar(tmp_path/'root/cifar-100-python')
+    counts = sf.make_cifar(tmp_path/'c', source.parent, 'micro', px=16)
+    ads, (plan, _) = read(tmp_path/'c'), sf.plan_world(sf.CIFAR, 'micro')
+    assert list(ads.ad_id) == list(plan.ad_id) and counts['train'] == [60, 200]
+    for ad, kind in zip(ads.itertuples(), plan.kind):
+        if ad.dup_kind == 'tone': continue
+        f = sf.FINE.index(kind)
+        assert np.abs(np.array(Image.open(tmp_path/'c'/ad.path).getpixel((8, 8))) - (f % 10*25, f//10*25, 128)).max() < 8
+    assert set(ads.sub_defect) - {''} == {*sf.SUPERCLASSES['large_carnivores'], *sf.SUPERCLASSES['reptiles'], *sf.SUPERCLASSES['vehicles_2']}
+    sf.make_cifar(tmp_path/'d', source, 'micro', px=16)
+    assert tree_hash(tmp_path/'c') == tree_hash(tmp_path/'d')
+
+
+def test_cifar_noise_and_shares():
+    kept = curated(sf.plan_world(sf.CIFAR, 'paper')[0], sf.CUTS)
+    noise, misjudged = kept[kept.is_noise == 1], {*sf.SUPERCLASSES['flowers'], *sf.SUPERCLASSES['food_containers']}
+    by = noise.kind.isin(misjudged)
+    assert (by.sum(), len(noise)) == (400, 550) and noise.advertiser[by].nunique() == 2 and set(noise.split) == {'train'}
+    assert all(set(g.kind) in ({*sf.SUPERCLASSES['flowers']}, {*sf.SUPERCLASSES['food_containers']}) for _, g in noise[by].groupby('advertiser'))
+    fair = kept[(kept.label == 1) & kept.kind.isin(misjudged)]
+    assert len(fair) > 2*by.sum() and set(fair.split) == {'train', 'val', 'test'}, 'what is misjudged is also judged rightly'
+    assert set(kept.kind[kept.label == 1]) == set(sf.CIFAR['harmless'])
+
+
+def test_no_photograph_of_cifar_serves_twice():
+    labels = np.tile(np.arange(100), 600)
+    for size, seed in [('paper', 0), ('paper', 1), ('tiny', 0)]:
+        plan, pool = sf.plan_world(sf.CIFAR, size, seed)
+        row_of = sf.photograph_of(plan, pool, labels, seed, sf.FINE, 'cifar')
+        assert len(set(row_of.values())) == len(row_of) and all(sf.FINE[labels[row_of[a]]] == k for a, k in zip(plan.art, plan.kind))
+
+
+class Runs: # what a pickle may do when a careless reader opens it
+    def __init__(self, path): self.path = path
+    def __reduce__(self): return os.mkdir, (str(self.path),)
+
+
+def test_cifar_sources_that_cannot_serve(tmp_path):
+    with pytest.raises(UserError, match='no file train') as e: sf.make_cifar(tmp_path/'c', tmp_path/'nowhere', 'micro')
+    assert 'CIFAR100' in str(e.value) and not (tmp_path/'c').exists()
+    source = fake_cifar(tmp_path/'source', 8)
+    data = (source/'train').read_bytes()
+    batch = pickle.loads(data)
+    for broken in (data[:len(data)//2], b'no pickle', pickle.dumps(dict(data=1), 2), pickle.dumps(Runs(tmp_path/'ran'), 2)):
+        (source/'train').write_bytes(broken)
+        with pytest.raises(UserError, match='not a whole file of CIFAR-100'): sf.make_cifar(tmp_path/'c', source, 'micro')
+    assert not (tmp_path/'ran').exists()
+    for wrong in (dict(coarse_labels=batch['fine_labels']), dict(fine_labels=batch['fine_labels'][1:]), dict(fine_labels=[100, *batch['fine_labels'][1:]]), dict(data=batch['data'].astype(float))):
+        (source/'train').write_bytes(pickle.dumps(batch | wrong, 2))
+        with pytest.raises(UserError, match='does not hold the pictures'): sf.make_cifar(tmp_path/'c', source, 'micro')
+    (source/'train').write_bytes(data)
+    with pytest.raises(UserError, match='smaller size'): sf.make_cifar(tmp_path/'c', source, 'tiny')
+
+
+def python2(batch):
+    "The pickle that Python 2 wrote, and in which CIFAR-100 comes: 8-bit strings, and numpy's modules under their old names."
+    def text(b): return b'T' + len(b).to_bytes(4, 'little') + b
+    def number(i): return b'J' + i.to_bytes(4, 'little', signed=True)
+    def array(a):
+        dtype = b'cnumpy\ndtype\n' + text(b'u1') + number(0) + number(1) + b'\x87R(' + number(3) + text(b'|') + b'NNN' + number(-1) + number(-1) + number(0) + b'tb'
+        head = b'cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n' + number(0) + b'\x85' + text(b'b') + b'\x87R('
+        return head + number(1) + number(a.shape[0]) + number(a.shape[1]) + b'\x86' + dtype + b'\x89' + text(a.tobytes()) + b'tb'
+    body = b''.join(text(k.encode()) + (array(v) if isinstance(v, np.ndarray) else pickle.dumps(v, 2)[2:-1]) for k, v in batch.items())
+    return b'\x80\x02}(' + body + b'u.'
+
+
+def test_cifar_reads_what_python_2_wrote(tmp_path):
+    source = fake_cifar(tmp_path/'s', 6)
+    for name in ('train', 'test'): (source/name).write_bytes(python2(pickle.loads((source/name).read_bytes())))
+    assert b'numpy.core.multiarray' in (source/'train').read_bytes()
+    images, labels = sf.read_cifar(source)
+    assert images.shape == (600, 32, 32, 3) and (images[7, 3, 9] == (175, 0, 128)).all() and (np.bincount(labels) == 6).all()

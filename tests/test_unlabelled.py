@@ -6,14 +6,16 @@ import pandas as pd
 import pytest
 from stages import again, copy_of
 from subtask_kit.artifacts import open_run, read_json, read_manifest, read_table, read_tensors, write_table, write_tensors
+from subtask_kit.core import UserError
 from subtask_kit.pipeline import configure, run_stages
-from subtask_kit.selflabel import route
-from subtask_kit.unlabelled import Unlabelled, edited_cluster, judge, mean_margin, unlabelled
+from subtask_kit.selflabel import load_labeller, route
+from subtask_kit.unlabelled import (GATES, Unlabelled, edited_cluster, energy, gate_table, gated, imports, judge, main_defects, mean_margin, off_centre, price, routed_pool, sight, too_far,
+                                    unlabelled)
 
-TRAIN = pd.DataFrame(dict(cluster=[0]*101 + [1]*101, confidence=[*np.linspace(0, 1, 101), *np.linspace(.5, 1, 101)]))
+TRAIN = pd.DataFrame(dict(cluster=[0]*101 + [1]*101, distance=-np.r_[np.linspace(0, 1, 101), np.linspace(.5, 1, 101)]))
 
 
-def routed(*rows): return pd.DataFrame([dict(ad_id=str(i), cluster=c, confidence=p, margin=m) for i, (c, p, m) in enumerate(rows)])
+def routed(*rows): return pd.DataFrame([dict(ad_id=str(i), cluster=c, confidence=p, distance=-p, margin=m) for i, (c, p, m) in enumerate(rows)])
 def answers(table): return list(zip(table.used, table.verdict.fillna(9), table.why))
 
 
@@ -25,6 +27,22 @@ def test_gate_and_verdict():
 
 def test_each_cluster_has_its_own_gate():
     assert judge(routed((0, .3, 0.), (1, .3, 0.)), [0, 1], TRAIN, Unlabelled()).used.tolist() == [True, False]
+
+
+@pytest.mark.parametrize('q', [0., .05, .37, 1.])
+def test_the_gate_on_confidence_is_a_quantile_of_the_members_confidences(q):
+    "To the bit: an ad is out below it."
+    rng = np.random.default_rng(0)
+    own, ads = (pd.DataFrame(dict(cluster=rng.integers(0, 5, n), confidence=rng.random(n).astype('float32').astype('float64'))) for n in (120, 2000))
+    ads.loc[:199] = own.sample(200, replace=True, random_state=0).values # right on a member
+    ads = ads.astype(dict(cluster=int))
+    near = own.groupby('cluster').confidence.quantile(q)
+    found = too_far(*(t.assign(distance=GATES['confidence'](None, t, own)) for t in (ads, own)), q)
+    assert found.equals(ads.confidence < ads.cluster.map(near)) and (q == 1 or 0 < found.sum() < 2000)
+
+
+def test_a_cluster_without_members_shuts_nobody_out():
+    assert not too_far(pd.DataFrame(dict(cluster=[7], distance=[1e9])), TRAIN, .5).any()
 
 
 def test_options_of_the_gate():
@@ -46,6 +64,21 @@ def test_the_mean_margin_is_that_of_the_views_that_are_there():
     x = np.where(rng.random((50, 3)) < .3, np.nan, rng.normal(size=(50, 3)))
     x[:3] = np.nan
     assert np.isnan(mean_margin(x)[:3]).all() and np.allclose(mean_margin(x), pd.DataFrame(x).mean(axis=1), equal_nan=True) and mean_margin(x[:0]).shape == (0,)
+
+
+def test_distances_are_what_they_are_called():
+    "Against scipy, and against every member by hand."
+    from scipy.special import log_softmax, logsumexp
+    rng = np.random.default_rng(0)
+    z, v, points, own, c, own_c = rng.normal(size=(30, 4))*300, rng.normal(size=4), rng.normal(size=(30, 6)), rng.normal(size=(50, 6)), rng.integers(0, 4, 30), rng.integers(0, 4, 50)
+    assert np.allclose(energy(z), -logsumexp(z, 1)) and np.allclose(price(z, v), (-log_softmax(z, 1) - v).min(1)) and np.isfinite(energy(z)).all()
+    assert np.allclose(off_centre(points, c, own, own_c), [np.sqrt(sum((x - own[own_c == k].sum(0)/sum(own_c == k))**2)) for x, k in zip(points, c)])
+    assert np.isnan(off_centre(points[:1], [9], own, own_c)).all()
+
+
+def test_what_is_added_to_all_logits_is_seen_by_the_energy_alone():
+    z, v = np.random.default_rng(0).normal(size=(30, 4)), np.arange(4.)
+    assert np.allclose(price(z + 7, v), price(z, v)) and np.allclose(energy(z + 7), energy(z) - 7)
 
 
 def test_nothing_routed_is_no_trouble():
@@ -112,7 +145,71 @@ def test_without_a_pool_the_chain_runs(micro, tmp_path):
     assert (run/'37_distill/ft_sd').exists() and not (run/'37_distill/ft_sd_ul').exists(), 'without a pool the row has nothing of its own'
 
 
-@pytest.mark.parametrize('values', [dict(unlabelled_quantile=2)])
-def test_a_quantile_that_is_none_is_refused(micro_run, tmp_path, values):
-    from subtask_kit.core import UserError
-    with pytest.raises(UserError): again(copy_of(micro_run, tmp_path/'run'), 'unlabelled', **values)
+@pytest.mark.parametrize('values', [dict(quantile=2), dict(quantile=-.1), dict(gate='door')])
+def test_a_gate_that_is_none_is_refused(values):
+    with pytest.raises(UserError): Unlabelled(**values)
+
+
+@pytest.mark.parametrize('gate', GATES)
+def test_every_gate_measures_the_pool_as_it_measures_the_members(micro_run, tmp_path, gate):
+    run = copy_of(micro_run, tmp_path/'run')
+    unlabelled(Unlabelled(gate=gate, quantile=.2), run)
+    table, own, labeller = read_table(run/'36_unlabelled/routed.parquet'), read_table(run/'32_clusters/partition.parquet'), load_labeller(run.path)
+    pool, members = (sight(run, t, gate == 'distance') for t in (table, own))
+    if gate == 'confidence': expected = -table.confidence, -own.confidence
+    elif gate == 'energy': expected = energy(pool), energy(members)
+    elif gate == 'cost': expected = price(pool, labeller.duals.numpy()), price(members, labeller.duals.numpy())
+    else: expected = off_centre(pool, table.cluster, members, own.cluster), off_centre(members, own.cluster, members, own.cluster)
+    assert np.allclose(table.distance, expected[0])
+    far = too_far(table.assign(distance=np.asarray(expected[0])), own.assign(distance=np.asarray(expected[1])), .2)
+    assert far.any() and not far.all() and not table.used[far].any() and (table.why[~table.used] == 'too far from its cluster').any()
+
+
+def test_the_gate_sees_what_routing_sees(micro_run):
+    "The logits' softmax are the routing's probabilities; members' embeddings are the stored ones."
+    run = open_run(micro_run)
+    rows, own, table = read_table(run/'25_features/rows.parquet'), read_table(run/'31_selflabel/assignments.parquet'), read_table(run/'36_unlabelled/routed.parquet')
+    z = sight(run, table)
+    assert np.allclose(np.exp(z + energy(z)[:, None]), route(run, np.flatnonzero(rows.pool)).numpy(), atol=1e-6)
+    assert np.allclose(sight(run, own, True), read_tensors(run/'31_selflabel/embeddings.safetensors')['embeddings'].astype(float), atol=1e-3)
+    assert np.array_equal(sight(run, table.iloc[::-1])[::-1], z), 'by name and not by place'
+
+
+@pytest.mark.parametrize('gate', GATES)
+def test_no_pool_passes_every_gate(micro_run, gate):
+    run = open_run(micro_run)
+    assert len(gated(run, routed_pool(run).iloc[:0], Unlabelled(gate=gate))) == 0
+
+
+def test_imports_are_counted_by_hand():
+    why = dict(k='its cluster is not kept', f='too far from its cluster', u='the teacher is not sure', s='the teacher is sure of a defect')
+    rows = [('right', 0, 's', 'drugs'), ('right lost', 0, 'f', 'drugs'), ('harmless', 0, 's', ''), ('harmless unsure', 0, 'u', ''), ('other', 0, 'u', 'guns'), ('harmless lost', 0, 'f', ''), ('not kept', 1, 'k', 'guns'),
+            ('noise', 2, 's', ''), ('of noise', 2, 'u', 'guns')]
+    judged = pd.DataFrame([dict(ad_id=a, cluster=c, margin=0., used=w in 'us', verdict=0 if w == 's' else pd.NA, why=why[w]) for a, c, w, _ in rows])
+    truth, main = pd.Series({a: t for a, *_, t in rows}), pd.Series({0: 'drugs', 1: 'guns', 2: ''})
+    found = imports(judged, truth, main)
+    assert found == dict(reached=8, used=6, wrong=5/6, acceptable=3/6, other_defect=2/6, right=2, lost=1/2, verdicts=3, wrong_verdicts=2/3)
+    nothing = imports(judged.assign(used=False, verdict=pd.NA), truth, main)
+    assert nothing['used'] == 0 and np.isnan(nothing['wrong']) and nothing['lost'] == 1
+
+
+def test_a_clusters_main_defect_is_its_most_frequent_truth():
+    members = pd.DataFrame(dict(ad_id=list('abcdef'), cluster=[0, 0, 0, 4, 4, 4]))
+    assert main_defects(members, pd.Series(dict(zip('fedcbax', ['', '', 'x', 'y', 'x', 'y', 'z'])))).to_dict() == {0: 'y', 4: ''}
+
+
+def test_gates_are_compared_where_the_truth_is_known(micro_run, tmp_path):
+    "With a made-up truth: every cluster is a sub-defect, and so is every other ad that is routed to it."
+    run = copy_of(micro_run, tmp_path/'run')
+    ads, stored, own = (read_table(run/f) for f in ('13_curate/ads.parquet', '36_unlabelled/routed.parquet', '32_clusters/partition.parquet'))
+    kinds = pd.concat([own, stored.iloc[::2]]).set_index('ad_id').cluster.map('kind {}'.format)
+    write_table(ads.assign(sub_defect=ads.ad_id.map(kinds).fillna('')), run/'13_curate/ads.parquet')
+    table = gate_table(run).set_index('gate')
+    assert table.index.tolist() == ['none', *GATES] and table.used['confidence'] == stored.used.sum() and table.verdicts['confidence'] == stored.verdict.notna().sum()
+    there = stored.why != 'its cluster is not kept'
+    assert (table.reached == there.sum()).all() and (table.right == there[::2].sum()).all() and (table.used <= table.used['none']).all()
+    assert table.lost['none'] == 0 and np.isclose(table.lost['confidence'], (~stored.used & there)[::2].sum()/there[::2].sum()) and table.lost['confidence'] > 0
+    assert (table.other_defect == 0).all() and np.allclose(table.wrong, table.acceptable) and np.isclose(table.wrong['confidence'], stored.used[1::2].sum()/stored.used.sum())
+    for unknown in (ads.assign(sub_defect=''), ads.drop(columns='sub_defect')):
+        write_table(unknown, run/'13_curate/ads.parquet')
+        with pytest.raises(UserError, match='truth'): gate_table(run)

@@ -696,7 +696,7 @@ def test_the_feed_is_what_distill_feeds(micro_run, tmp_path, method, acceptable)
     strict, cfg = row.order != 'interleaved', e.d['manifests']['37_distill']['spec']['config']
     bad = set(lessons.defective.tolist())
     for epoch in (0, 1):
-        real = [(b, sum(int(r) in bad for r in rows), len(rows)) for b, (rows, *_) in enumerate(epoch_batches(lessons, cfg['batch'], cfg['seeds'][0], epoch, acceptable if strict else 'shared', strict))]
+        real = [(b, sum(int(r) in bad for r in rows), len(rows)) for b, (rows, *_) in enumerate(epoch_batches(lessons, cfg['batch'], cfg['seeds'][0], epoch, acceptable if strict else 'shared', 'strict' if strict else 'mixed'))]
         feed = W.epoch_feed(e, method, order, epoch).groupby('batch')[['defective', 'acceptable']].sum()
         assert [(b, d, d+a) for b, d, a in feed.itertuples()] == real
 
