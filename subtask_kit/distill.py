@@ -249,7 +249,8 @@ def feeding(run:Run, row:Row)->tuple[str,str]: # `acceptable` and `pace`, as in 
     "How the sub-tasks of a row follow each other: where it names an order, as the run's curriculum says."
     if row.order == 'interleaved': return 'shared', row.pace or 'mixed'
     said = _curriculum(run)
-    return said['acceptable'], row.pace or (said['pace'] if said['pace'] != 'mixed' else 'strict')
+    pace = said.get('pace', 'mixed') # runs of an older kit know no pace
+    return said['acceptable'], row.pace or ('strict' if pace == 'mixed' else pace)
 
 # %% ../nbs/37_distill.ipynb #814d686c
 def epoch_batches(lessons:Lessons, batch:int, seed:int, epoch:int, acceptable:str, pace:str, epochs:int=1,
