@@ -11,6 +11,7 @@ from subtask_kit.artifacts import open_run, read_json, read_table, read_tensors,
 from subtask_kit.core import UserError
 from subtask_kit.distill import (ROWS, WHOLE, Distill, Row, build_student, digest, epoch_batches, feeding, load_lessons, own_row, rows_of, student_key, suspects, train_student, train_variants,
                                  variant_jobs, verdict_classes)
+from subtask_kit.jobs import do
 
 
 @pytest.fixture(scope='module')
@@ -459,7 +460,7 @@ def kinds(run, tmp_path_factory):
     names = ('resnext', 'coatnet', 'swin', 'mc', 'ft_swin', 'ft_js', 'ft_deit', 'ft_deit_hard', 'ft_bernoulli', 'ft_sd_fitted', 'ft_sd_shuffled', 'ft_sd_cc_paced', 'ft_sd_cc_rehearsed', 'ft_sd')
     folders, specs = variant_jobs(run, CFG, 'ft_sd', {n: dict(method=n) for n in names}, tmp_path_factory.mktemp('kinds'), (0,))
     assert len(specs) == len(names), 'each is another student'
-    for s in specs: train_student(run, **s['args'])
+    for s in specs: do(s)
     return {n: folder for (n, _), folder in folders.items()}
 
 

@@ -186,7 +186,8 @@ def napping(run, **options):
 from subtask_kit.jobs import job, run_jobs
 run = open_run({str(run.path)!r}, 2)
 run_jobs([job('light_tasks:nap', run, name=i) for i in range(3)], run, 'sleeping')'''
-    parent = subprocess.Popen([sys.executable, '-c', code], start_new_session=True, **dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) | options)
+    parent = subprocess.Popen([sys.executable, '-c', code], start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler), # where the tests run in the background it is ignored
+                              **dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) | options)
     deadline = time.time() + 180
     while len(list(run.path.glob('pid_*'))) < 2 and time.time() < deadline: time.sleep(.2)
     time.sleep(.2)
@@ -318,7 +319,7 @@ def test_who_was_silent_too_long_publishes_nothing(run, monkeypatch):
             file = jobs._spec_file(job('light_tasks:build', run, name=1))
             subprocess.run([sys.executable, '-c', f"from subtask_kit import artifacts, jobs; artifacts.STALE = .5; assert jobs.attempt({file!r})"], check=True)
             write_json('late', work/'late.json')  # makes its folder anew
-    assert sorted(p.name for p in (run/'units/1').iterdir()) == ['half.txt', 'mine', 'unit.json', 'whole.txt']
+    assert sorted(p.name for p in (run/'units/1').iterdir()) == ['cost.json', 'half.txt', 'mine', 'unit.json', 'whole.txt']
 
 
 def test_two_that_end_together_leave_one_whole_unit(run):
