@@ -26,7 +26,7 @@ from .core import UserError, rng_for, seed_for
 from .device import accelerator, pick_device
 from .distill import Distill, build_student, score, train_student, validation, variant_jobs, write_student
 from .jobs import job
-from .train import _agree, fit, own_gpu, ranks
+from .train import agree, fit, own_gpu, ranks
 
 # %% ../nbs/40_baselines.ipynb #f33aff72
 def top_per_class(scores:np.ndarray, # n x L probabilities
@@ -119,7 +119,7 @@ def pool_scores(bench:Bench, folder:Path # of a network
     model, read = build_student(replace(bench.cfg, pretrained=False), bench.run)
     _load(model, folder)
     p = score(model, read, pool)[0].double().softmax(1)
-    _agree(model, p) # several processes must choose the same ads to the last bit
+    agree(model, p) # several processes must choose the same ads to the last bit
     return pool, p.cpu().numpy()
 
 # %% ../nbs/40_baselines.ipynb #7a05d0ce

@@ -7,7 +7,7 @@ __all__ = ['RELABEL', 'SIZES', 'BATCH_NORM', 'ROUNDING', 'INITS', 'SWALLOWED', '
            'quadratic', 'SelfLabel', 'size_rule', 'LinearHead', 'PixelDiscriminator', 'build_discriminator',
            'over_views', 'mean_logits', 'label_round', 'check_labels', 'check_loss', 'Steps', 'run_round', 'self_label',
            'history', 'side_by_side', 'start_embedding', 'first_logits', 'views_of', 'both_features', 'check_model',
-           'selflabel', 'SelfLabeller', 'load_labeller', 'assign_files', 'route', 'embedded_views']
+           'selflabel', 'SelfLabeller', 'load_labeller', 'assign_files', 'over_run', 'route', 'embedded_views']
 
 # %% ../nbs/31_selflabel.ipynb #47bc9bfb
 import math
@@ -400,7 +400,10 @@ def _assign_some(labeller, paths):
     return table
 
 # %% ../nbs/31_selflabel.ipynb #d5da07d2
-def _over_run(run, which, f):
+def over_run(run:Run|str|Path,
+             which:np.ndarray|Callable, # positions in rows.parquet, or a function of that table to them
+             f:Callable # (model, reader, positions, views of each to average over) -> one row an ad
+            )->torch.Tensor:
     "`f` of a run's labeller, its reader, and the number of views of each ad to average over."
     run = open_run(run)
     labeller, rows = load_labeller(run.path), read_table(run/'25_features/rows.parquet')
@@ -411,9 +414,9 @@ def route(run:Run|str|Path,
           which:np.ndarray # positions in rows.parquet
          )->torch.Tensor:  # probabilities, n x K
     "Probabilities of the clusters for ads of the run."
-    return _over_run(run, which, mean_logits).softmax(1)
+    return over_run(run, which, mean_logits).softmax(1)
 
 def embedded_views(run:Run|str|Path)->np.ndarray: # n x views x d, view 0 is the clean one
     "Embeddings of all views of the defective train ads."
     def embed(model, read, which, views): return torch.stack([over_views(model.embed, read, which, np.full(len(which), v)) for v in range(views.min())], 1)
-    return _over_run(run, lambda rows: np.flatnonzero((rows.split == 'train') & (rows.label == 0)), embed).cpu().numpy()
+    return over_run(run, lambda rows: np.flatnonzero((rows.split == 'train') & (rows.label == 0)), embed).cpu().numpy()

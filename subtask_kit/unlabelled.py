@@ -16,7 +16,7 @@ import pandas as pd
 from .artifacts import Run, read_table, read_tensors, stage, write_table
 from .core import UserError, check_fields
 from .device import one_thread
-from .selflabel import _over_run, mean_logits, over_views, route
+from .selflabel import over_run, mean_logits, over_views, route
 
 # %% ../nbs/36_unlabelled.ipynb #78d5d4ed
 def energy(logits:np.ndarray # n x K
@@ -49,7 +49,7 @@ def sight(run:Run,
     rows = read_table(run/'25_features/rows.parquet')
     def embed(model, read, which, views): return over_views(model.embed, read, which, np.zeros(len(which), int))
     at = pd.Series(np.arange(len(rows)), rows.ad_id)[ads.ad_id].values
-    with one_thread(): return _over_run(run, at, embed if points else mean_logits).cpu().double().numpy()
+    with one_thread(): return over_run(run, at, embed if points else mean_logits).cpu().double().numpy()
 
 def _duals(run): return read_tensors(run/'31_selflabel/latent_discriminator.safetensors')['duals'].astype('float64')
 
