@@ -774,3 +774,9 @@ def test_names_in_the_table_are_text_and_without_truth_no_kinds_are_told(tmp_pat
     html = built(run)
     assert '<script>alert' not in without_library(html) and HOSTILE in said(section(html, 'table2')) and not any(k.startswith('on') for _,a in Page(html).tags for k in a)
     assert 'kinds' not in table_rows(section(html, 'table2'))[0] and 'Kinds:' not in said(section(html, 'table2'))
+
+
+def test_every_row_has_a_label():
+    from subtask_kit import report as room
+    from subtask_kit.distill import ROWS
+    assert set(ROWS) <= set(room.METHODS)
