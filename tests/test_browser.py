@@ -122,4 +122,4 @@ def test_what_is_decided_in_jupyterlab_the_next_run_does(run, tmp_path):
     assert not competence.kept[cluster] and competence.by[cluster] == 'person'
     assert (curriculum['method'], curriculum['by']) == ('cc', 'person') and cluster not in curriculum['order']
     report = (run/'report.html').read_text()
-    assert 'cc <span class=tiny>(chosen by a person)' in report and 'a person decided</span>' in report
+    assert 'cc, strict <span class=tiny>(chosen by a person)' in report and 'a person decided</span>' in report
