@@ -3,6 +3,8 @@
     python tools/publish.py runs/demo storefront --pictures
     python tools/publish.py runs/fashion fashion
     python tools/publish.py runs/fashion1 fashion_1      (the world drawn with data seed 1)
+
+Where `subtask-kit table2` has run, its results and claims come along (table2_NAME.csv).
 """
 import argparse
 from html import escape
@@ -45,6 +47,8 @@ def main():
     read_table(run/'41_evaluate/claims.parquet').round(4).to_csv(NBS/'benchmarks/results'/f'{args.name}_claims.csv', index=False)
     clusters = read_table(run/'34_select/competence.parquet')[['cluster', 'size', 'lift', 'kept']].merge(read_table(run/'32_clusters/clusters.parquet')[['cluster', 'noise_share', 'top_sub_defect']], on='cluster')
     clusters.round(3).to_csv(NBS/'benchmarks/results'/f'{args.name}_clusters.csv', index=False)
+    if (run/'43_table2/manifest.json').exists():
+        for table, name in (('results', ''), ('claims', '_claims')): read_table(run/f'43_table2/{table}.parquet').round(4).to_csv(NBS/'benchmarks/results'/f'table2_{args.name}{name}.csv', index=False)
     print(f"{args.name}: {t['kept']} of {t['clusters']} clusters kept")
     if args.pictures:
         Image.fromarray(contact_sheet(read_run(run), 12)).save(NBS/'images/clusters.jpg', quality=85)
