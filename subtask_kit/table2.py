@@ -18,7 +18,7 @@ import pandas as pd
 from .artifacts import COST, Run, open_run, read_json, read_manifest, read_table, stage, write_json, write_table
 from .baselines import RECIPES, recipe_jobs
 from .clusters import Clusters, clusters
-from .core import UserError, check_fields
+from .core import UserError
 from .curriculum import Curriculum, order
 from .distill import NEEDS, ROWS, Distill, lacking, variant_jobs
 from .evaluate import Evaluate, evaluate_table2
@@ -150,8 +150,8 @@ def plan(where:Run, names:list[str], cfg:Distill, seeds:tuple, parent:Path)->tup
 # %% ../nbs/43_table2.ipynb #5ed11bf3
 def train_all(run:Run, cfg:Table2)->tuple[dict,dict]: # (name, seed) -> folder of the student; name -> why it is left out
     "Train every student of the table."
-    student, folders, left = config_of(run, '37_distill', Distill), {}, {}
-    (own, *others), names = list(found := wanted(run, cfg.rows)), found
+    student, names, folders, left = config_of(run, '37_distill', Distill), wanted(run, cfg.rows), {}, {}
+    own, *others = names
     failed = prepared(run, others)
     for key in (own, *others):
         if key in failed:
